@@ -1,0 +1,83 @@
+/* files.h: reading, listing and atomic writing of files.
+ *
+ * Outputs appear under their final name only whole: they are written as
+ * ".NAME.part" beside it and renamed.  A killed tool leaves at most such a
+ * dot-file, which the next run overwrites and directory walks ignore.
+ */
+#ifndef LIB_FILES_H
+#define LIB_FILES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "lib/mem.h"
+
+/* ---- reading ---- */
+struct file_map {
+    const char *data; /* not NUL-terminated; non-NULL even when size is 0 */
+    size_t size;
+    bool mapped;
+    char *heap; /* owned, when read rather than mapped */
+};
+/* The bytes of a regular file (or of standard input for "-") of at most max_bytes
+ * (0: no limit).  ERR_IO: cannot be read, or is a directory; ERR_NOMEM: too big. */
+int file_map(const char *path, size_t max_bytes, struct file_map *out);
+void file_unmap(struct file_map *m);
+
+bool path_is_dir(const char *path);
+bool path_exists(const char *path);
+/* Size and modification time in one word pair, to see whether a file changed. */
+int file_stamp(const char *path, uint64_t *size, int64_t *mtime_ns);
+
+/* ---- paths: results are fresh memory that the caller frees ---- */
+char *path_join(const char *dir, const char *name);
+char *path_dirname(const char *path);          /* "." when there is none */
+const char *path_basename(const char *path);   /* borrowed, inside path */
+char *path_stem(const char *path);             /* base name less its last suffix */
+bool path_has_suffix(const char *path, const char *suffix); /* ".step": case-insensitive */
+int mkdir_p(const char *dir);
+int remove_tree(const char *dir);              /* rm -r; missing is fine; never follows links */
+
+/* ---- atomic writing ---- */
+struct atomic_file {
+    FILE *f;
+    char *path, *tmp;
+};
+/* Creates missing folders.  Then write to a->f, and commit or abort. */
+int atomic_open(struct atomic_file *a, const char *path);
+/* fclose, optionally fsync (for what must survive power loss), rename.
+ * A full disk is noticed here at the latest.  Frees a either way. */
+int atomic_commit(struct atomic_file *a, bool sync);
+void atomic_abort(struct atomic_file *a); /* safe after commit */
+/* All in one. */
+int file_write(const char *path, const void *data, size_t n, bool sync);
+
+/* ---- directory walks ---- */
+struct file_list {
+    struct file_entry {
+        char *path; /* openable */
+        char *rel;  /* relative to the walked directory, or the base name of a lone file */
+    } *v;
+    size_t n, cap;
+};
+/* Adds path itself if a file, or every file below it whose name ends (in any
+ * case) in one of the NULL-terminated suffixes (NULL: every file).  Dot-files
+ * and symbolic links to directories are skipped.  Sorted by rel.  A missing path
+ * is ERR_IO; a directory without such files adds nothing. */
+int file_list_add(struct file_list *l, const char *path, const char *const *suffixes);
+void file_list_release(struct file_list *l);
+/* Keeps shard i of n (1-based): every n-th entry of the sorted list. */
+void file_list_shard(struct file_list *l, int i, int n);
+extern const char *const STEP_SUFFIXES[]; /* .step .stp */
+
+/* ---- digests ---- */
+/* Lower-case hex SHA-256 of a file, or of bytes. */
+int sha256_file(const char *path, char hex[65]);
+void sha256_mem(const void *p, size_t n, char hex[65]);
+/* 64-bit FNV-1a, chainable: start with FNV_INIT. */
+#define FNV_INIT 0xcbf29ce484222325u
+uint64_t fnv1a(uint64_t h, const void *p, size_t n);
+
+#endif
