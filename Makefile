@@ -168,5 +168,7 @@ $(B)/lib/libkernels.so: $(KERNEL_SRC:%.cu=$(O)/%.o)
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCCFLAGS) -shared $^ -o $@
 
+include $(wildcard mk/*.mk)
+
 -include $(LIB_OBJ:.o=.d) $(MODEL_OBJ:.o=.d) $(TORCH_OBJ:.o=.d) $(OCCT_OBJ:.o=.d) $(FAISS_OBJ:.o=.d) \
   $(TOOL_SRC:%.c=$(O)/%.d) $(UNIT_SRC:%.c=$(O)/%.d) $(KERNEL_SRC:%.cu=$(O)/%.d)
