@@ -1,0 +1,38 @@
+# Tests, checks and formatting.
+
+.PHONY: test test-only sanitize all-sanitize format lint hdr-check clean
+
+# Everything a fresh machine needs, then all tests.  TESTS="test_json t10-step-tools" runs some.
+test:
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory test-only
+
+test-only: all $(UNIT_BIN)
+	@tests/run.sh $(B) $(TESTS)
+
+# AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize:
+	@$(MAKE) --no-print-directory CONFIG=sanitize all-sanitize
+
+SAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+  LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0
+all-sanitize: all $(UNIT_BIN)
+	@$(SAN_ENV) tests/run.sh $(B) $(TESTS)
+
+OWN_C := $(wildcard lib/*.[ch] model/*.[ch] shim/*.h shim/*.cc prep/*.c train/*.c infer/*.c eval/*.c tests/unit/*.c)
+format:
+	clang-format -i $(OWN_C)
+lint: hdr-check
+	@! grep -nP '\s+$$' $(OWN_C) || { echo 'lint: trailing white space'; exit 1; }
+	@if command -v cppcheck >/dev/null; then cppcheck -q --error-exitcode=1 --std=c11 --enable=warning,portability \
+	  --inline-suppr --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches -I. $(filter %.c,$(OWN_C)); \
+	  else echo 'lint: cppcheck is not installed; headers and white space were checked'; fi
+
+# Every header compiles alone, as C11.
+hdr-check:
+	@for h in $(wildcard lib/*.h model/*.h shim/*.h); do \
+	  echo "#include \"$$h\"" | $(CC) $(CPPFLAGS) -std=c11 -Wall -Wextra -fsyntax-only -x c - || exit 1; done
+	@echo 'headers compile alone'
+
+clean:
+	rm -rf build
