@@ -104,6 +104,19 @@ static int exec(struct rundb *db, const char *sql)
     return sqlite3_exec(db->sq, sql, NULL, NULL, NULL) == SQLITE_OK ? ERR_OK : sq_err(db, "database");
 }
 
+/* Switching to WAL needs the file for itself and does not wait for it, whatever the
+ * busy timeout: two tools that start on a new database at once would collide. */
+static int set_wal(struct rundb *db)
+{
+    int sq = SQLITE_BUSY;
+    for (int tries = 0; tries < 200 && (sq == SQLITE_BUSY || sq == SQLITE_LOCKED); tries++) {
+        if (tries)
+            usleep(20000);
+        sq = sqlite3_exec(db->sq, "PRAGMA journal_mode=WAL", NULL, NULL, NULL);
+    }
+    return sq == SQLITE_OK ? exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON") : sq_err(db, "database");
+}
+
 static int open_at(const char *path, int flags, struct rundb **out)
 {
     struct rundb *db = xcalloc(1, sizeof *db);
@@ -145,7 +158,7 @@ int rundb_open(const char *path, struct rundb **out)
     if ((rc = open_at(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, out)) < 0)
         return rc;
     struct rundb *db = *out;
-    rc = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON");
+    rc = set_wal(db);
     if (rc == ERR_OK && (rc = exec(db, "BEGIN IMMEDIATE")) == ERR_OK) {
         char set[64];
         snprintf(set, sizeof set, "PRAGMA user_version=%d; COMMIT", SCHEMA_VERSION);

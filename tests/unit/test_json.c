@@ -1,9 +1,5 @@
 /* json.c: what the writer makes. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "tests/unit/testutil.h"
 #include <math.h>
 
 #include "lib/json.h"
