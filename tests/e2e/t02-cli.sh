@@ -1,0 +1,33 @@
+#!/bin/bash
+# Every tool: --help, --version, misuse, unknown keys, a database from the future; and --help
+# of the text tools starts in milliseconds without libtorch.
+set -u
+BIN=${BIN:-build/bin}
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+fail() { echo "FAIL: $*"; exit 1; }
+n=0
+for tool in "$BIN"/*; do
+    name=$(basename "$tool"); n=$((n + 1))
+    "$tool" --help > "$dir/help" 2> "$dir/err" || fail "$name --help: exit $?"
+    [ -s "$dir/err" ] && fail "$name --help writes to stderr"
+    grep -q "^usage: $name " "$dir/help" || fail "$name --help: no usage line"
+    grep -q -- '--db FILE' "$dir/help" || fail "$name --help: no common options"
+    "$tool" --version | grep -Eq "^$name [0-9]+\.[0-9]+\.[0-9]+ \(" || fail "$name --version"
+    "$tool" --no-such-option > "$dir/out" 2> "$dir/err"; [ $? -eq 2 ] || fail "$name: misuse does not exit 2"
+    [ -s "$dir/out" ] && fail "$name: misuse writes to stdout"
+    grep -q "no-such-option" "$dir/err" || fail "$name: misuse is not named"
+    "$tool" -o lables=x > "$dir/out" 2> "$dir/err"; [ $? -eq 2 ] || fail "$name: unknown key does not exit 2"
+    grep -q "lables.*nearest: 'label'" "$dir/err" || fail "$name: nearest key not named: $(cat "$dir/err")"
+    printf '[%s]\n\nquite = true\n' "$name" > "$dir/c.conf"
+    "$tool" --config "$dir/c.conf" 2> "$dir/err"; [ $? -eq 2 ] || fail "$name: bad config does not exit 2"
+    grep -q "c.conf:3: .*quite.*nearest: 'quiet'" "$dir/err" || fail "$name: config error: $(cat "$dir/err")"
+    "$tool" --config "$dir/none.conf" 2> "$dir/err"; [ $? -eq 3 ] || fail "$name: missing config does not exit 3"
+done
+[ $n -ge 10 ] || fail "only $n tools"
+if [ -x "$BIN/step-round" ]; then
+    ldd "$BIN/step-round" | grep -Eq 'libtorch|libTK|libfaiss|libcurl' && fail "step-round links what it does not use"
+    start=$(date +%s%N); for i in 1 2 3 4 5 6 7 8 9 10; do "$BIN/step-round" --help > /dev/null; done
+    ms=$((($(date +%s%N) - start) / 10000000))
+    [ $ms -lt 200 ] || fail "step-round --help takes $ms ms"
+fi
+echo "ok: $n tools"
