@@ -1,0 +1,1085 @@
+#include "lib/step.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lib/err.h"
+#include "lib/files.h"
+
+/* ---- lexer ---- */
+
+enum { C_SPACE = 1, C_DIGIT = 2, C_UPPER = 4, C_LOWER = 8, C_HEX = 16 };
+static const unsigned char class[256] = {
+    [0 ... 32] = C_SPACE, [127] = C_SPACE,
+    ['0' ... '9'] = C_DIGIT | C_HEX, ['A' ... 'F'] = C_UPPER | C_HEX, ['G' ... 'Z'] = C_UPPER, ['_'] = C_UPPER,
+    ['a' ... 'z'] = C_LOWER,
+};
+#define IS(c, classes) (class[(unsigned char)(c)] & (classes))
+
+/* Apostrophes at q directly behind the directive \S\: the one that follows may be its
+ * character (6.4.3.1) or the string's end, doubled or not.  What comes after decides. */
+static bool ends_after_page(const char *s, const char *q, const char *end, const char **after)
+{
+    const char *back = q - 4; /* a backslash is itself only if an even number stand before it */
+    while (back > s && *back == '\\')
+        back--;
+    if ((q - 4 - back) % 2)
+        return false;
+    const char *p = q;
+    while (p < end && *p == '\'')
+        p++;
+    *after = p;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (p < end && *p != ',' && *p != ')' && *p != '/')
+        *after = NULL; /* goes on */
+    return true;
+}
+
+const char *step_string_end(const char *s, const char *end)
+{
+    const char *p = s + 1;
+    for (;;) {
+        /* Most strings are empty or a few bytes: a loop beats memchr(). */
+        while (p < end && *p != '\'')
+            p++;
+        if (p >= end)
+            return NULL;
+        const char *after;
+        if (p - s > 3 && p[-1] == '\\' && p[-2] == 'S' && p[-3] == '\\' && ends_after_page(s, p, end, &after)) {
+            if (after)
+                return after;
+            while (p < end && *p == '\'')
+                p++;
+            continue;
+        }
+        if (p + 1 >= end || p[1] != '\'')
+            return p + 1;
+        p += 2;
+    }
+}
+
+static inline const char *space_end(const char *p, const char *end)
+{
+    while (p < end) {
+        if (IS(*p, C_SPACE)) {
+            p++;
+        } else if (*p == '/' && p + 1 < end && p[1] == '*') {
+            const char *q = memmem(p + 2, (size_t)(end - p - 2), "*/", 2);
+            if (!q)
+                return p;
+            p = q + 2;
+        } else if (*p == '\\' && end - p >= 3 && (p[1] == 'N' || p[1] == 'F') && p[2] == '\\') {
+            p += 3;
+        } else {
+            break;
+        }
+    }
+    return p;
+}
+
+/* A comment that never ends: whoever scans damaged text stops here, or it would look
+ * for the end again and again. */
+static inline bool open_comment(const char *p, const char *end)
+{
+    return end - p >= 2 && p[0] == '/' && p[1] == '*';
+}
+
+const char *step_skip_space(const char *p, const char *end)
+{
+    return space_end(p, end);
+}
+
+uint64_t step_ref_id(const char *hash)
+{
+    uint64_t id = 0;
+    for (const char *p = hash + 1; IS(*p, C_DIGIT) && p - hash <= 18; p++)
+        id = id * 10 + (uint64_t)(*p - '0');
+    return id;
+}
+
+static inline enum step_kind bad(struct step_token *t, const char *why)
+{
+    t->why = why;
+    return STEP_BAD;
+}
+
+/* [sign] digits [. digits] [E [sign] digits], with a digit somewhere ahead of the E. */
+static inline enum step_kind lex_number(const char **pp, const char *end, struct step_token *t)
+{
+    const char *p = *pp;
+    bool real = false, digits = false;
+    if (*p == '+' || *p == '-')
+        p++;
+    for (; p < end && IS(*p, C_DIGIT); p++)
+        digits = true;
+    if (p < end && *p == '.') {
+        real = true;
+        for (p++; p < end && IS(*p, C_DIGIT); p++)
+            digits = true;
+    }
+    if (!digits)
+        return bad(t, "a number without digits");
+    if (p < end && (*p == 'E' || *p == 'e')) {
+        real = true;
+        p++;
+        if (p < end && (*p == '+' || *p == '-'))
+            p++;
+        if (p >= end || !IS(*p, C_DIGIT))
+            return bad(t, "an exponent without digits");
+        while (p < end && IS(*p, C_DIGIT))
+            p++;
+    }
+    if (p < end && (IS(*p, C_UPPER | C_LOWER) || *p == '.'))
+        return bad(t, "a number runs into other text");
+    *pp = p;
+    return real ? STEP_REAL : STEP_INT;
+}
+
+static inline enum step_kind lex(const char **pp, const char *end, struct step_token *t)
+{
+    const char *p = *pp;
+    enum step_kind kind;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (p < end && (*p == '/' || *p == '\\'))
+        p = space_end(p, end);
+    t->s = p;
+    t->n = 0;
+    if (p >= end) {
+        *pp = p;
+        return STEP_END;
+    }
+    switch (*p) {
+    case '(': kind = STEP_OPEN; p++; break;
+    case ')': kind = STEP_CLOSE; p++; break;
+    case ',': kind = STEP_COMMA; p++; break;
+    case ';': kind = STEP_SEMI; p++; break;
+    case '=': kind = STEP_EQUALS; p++; break;
+    case '$': kind = STEP_OMITTED; p++; break;
+    case '*': kind = STEP_DERIVED; p++; break;
+    case '#':
+        for (p++; p < end && IS(*p, C_DIGIT); p++)
+            ;
+        if (p - t->s < 2)
+            return bad(t, "'#' without a number");
+        if (p - t->s > 19)
+            return bad(t, "an instance name of more than 18 digits");
+        if (p < end && IS(*p, C_UPPER | C_LOWER))
+            return bad(t, "an instance name runs into other text");
+        kind = STEP_REF;
+        break;
+    case '\'':
+        p = step_string_end(p, end);
+        if (!p)
+            return bad(t, "a string without its end");
+        kind = STEP_STRING;
+        break;
+    case '"':
+        for (p++; p < end && IS(*p, C_HEX | C_SPACE); p++)
+            ;
+        if (p >= end || *p != '"' || p - t->s < 2 || t->s[1] > '3')
+            return bad(t, "a malformed binary");
+        p++;
+        kind = STEP_BINARY;
+        break;
+    case '.':
+        if (p + 1 < end && IS(p[1], C_DIGIT)) {
+            kind = lex_number(&p, end, t);
+            break;
+        }
+        for (p++; p < end && IS(*p, C_UPPER | C_LOWER | C_DIGIT); p++)
+            ;
+        if (p >= end || *p != '.' || p - t->s < 2)
+            return bad(t, "a malformed enumeration value");
+        p++;
+        kind = STEP_ENUM;
+        break;
+    case '0' ... '9': case '+': case '-':
+        kind = lex_number(&p, end, t);
+        break;
+    case 'A' ... 'Z': case '_': case '!':
+        for (p++; p < end && IS(*p, C_UPPER | C_DIGIT); p++)
+            ;
+        if (p < end && IS(*p, C_LOWER))
+            return bad(t, "a keyword with a small letter");
+        kind = STEP_KEYWORD;
+        break;
+    case '/':
+        return bad(t, p + 1 < end && p[1] == '*' ? "a comment without its end" : "an unexpected character");
+    default:
+        return bad(t, IS(*p, C_LOWER) ? "a keyword with a small letter" : "an unexpected character");
+    }
+    t->n = (size_t)(p - t->s);
+    *pp = p;
+    return kind;
+}
+
+enum step_kind step_lex(const char **p, const char *end, struct step_token *t)
+{
+    return lex(p, end, t);
+}
+
+/* ---- strings ---- */
+
+static void put_utf8(struct buf *b, uint32_t c)
+{
+    if (c >= 0xd800 && (c < 0xe000 || c > 0x10ffff))
+        c = 0xfffd;
+    if (c < 0x80) {
+        buf_putc(b, (char)c);
+    } else if (c < 0x800) {
+        buf_putc(b, (char)(0xc0 | c >> 6));
+        buf_putc(b, (char)(0x80 | (c & 63)));
+    } else if (c < 0x10000) {
+        buf_putc(b, (char)(0xe0 | c >> 12));
+        buf_putc(b, (char)(0x80 | (c >> 6 & 63)));
+        buf_putc(b, (char)(0x80 | (c & 63)));
+    } else {
+        buf_putc(b, (char)(0xf0 | c >> 18));
+        buf_putc(b, (char)(0x80 | (c >> 12 & 63)));
+        buf_putc(b, (char)(0x80 | (c >> 6 & 63)));
+        buf_putc(b, (char)(0x80 | (c & 63)));
+    }
+}
+
+/* n hex digits at p. */
+static bool hex(const char *p, const char *end, int n, uint32_t *out)
+{
+    *out = 0;
+    if (end - p < n)
+        return false;
+    for (int i = 0; i < n; i++) {
+        if (!IS(p[i], C_HEX))
+            return false;
+        *out = *out << 4 | (uint32_t)(p[i] <= '9' ? p[i] - '0' : p[i] - 'A' + 10);
+    }
+    return true;
+}
+
+/* One directive at p (a backslash): where it ends, or NULL if it is none. */
+static const char *directive(const char *p, const char *end, struct buf *out)
+{
+    uint32_t c, low;
+    size_t left = (size_t)(end - p);
+    if (left >= 2 && p[1] == '\\') {
+        buf_putc(out, '\\');
+        return p + 2;
+    }
+    if (left >= 4 && !memcmp(p, "\\S\\", 3)) { /* the upper half of ISO 8859-1 */
+        put_utf8(out, (unsigned char)p[3] | 0x80);
+        return p + 4;
+    }
+    if (left >= 4 && p[1] == 'P' && p[3] == '\\' && IS(p[2], C_UPPER)) /* names the page of \S\; 8859-1 is supposed */
+        return p + 4;
+    if (left >= 5 && !memcmp(p, "\\X\\", 3) && hex(p + 3, end, 2, &c)) {
+        put_utf8(out, c);
+        return p + 5;
+    }
+    if (left < 8 || p[1] != 'X' || (p[2] != '2' && p[2] != '4') || p[3] != '\\')
+        return NULL;
+    int digits = p[2] == '2' ? 4 : 8;
+    const char *stop = memmem(p + 4, left - 4, "\\X0\\", 4);
+    if (!stop || (stop - p - 4) % digits)
+        return NULL;
+    for (const char *q = p + 4; q < stop; q += digits)
+        if (!hex(q, stop, digits, &c))
+            return NULL;
+    for (const char *q = p + 4; q < stop; q += digits) {
+        hex(q, stop, digits, &c);
+        /* Writers put UTF-16 into \X2\. */
+        if (digits == 4 && c >= 0xd800 && c < 0xdc00 && q + 8 <= stop && hex(q + 4, stop, 4, &low) && low >= 0xdc00 &&
+            low < 0xe000) {
+            c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+            q += 4;
+        }
+        put_utf8(out, c);
+    }
+    return stop + 4;
+}
+
+bool step_string_decode(const char *s, size_t n, struct buf *out)
+{
+    bool good = true;
+    if (n < 2)
+        return false;
+    for (const char *p = s + 1, *end = s + n - 1; p < end;) {
+        if (*p == '\\') {
+            const char *next = directive(p, end, out);
+            if (next) {
+                p = next;
+                continue;
+            }
+            good = false;
+        }
+        if ((unsigned char)*p < 32) { /* 5.2: not part of the text */
+            p++;
+            continue;
+        }
+        if (*p == '\'' && p + 1 < end && p[1] == '\'')
+            p++;
+        buf_putc(out, *p++);
+    }
+    return good;
+}
+
+void step_string_encode(const char *s, size_t n, struct buf *out)
+{
+    buf_putc(out, '\'');
+    for (size_t i = 0; i < n;) {
+        unsigned char c = (unsigned char)s[i];
+        if (c < 0x80) {
+            if (c == '\'' || c == '\\')
+                buf_putc(out, (char)c);
+            if (c < 32 || c == 127)
+                buf_printf(out, "\\X\\%02X", c);
+            else
+                buf_putc(out, (char)c);
+            i++;
+            continue;
+        }
+        int more = c >= 0xf0 && c < 0xf8 ? 3 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xc0 && c < 0xe0 ? 1 : 0;
+        uint32_t code = more == 3 ? c & 7 : more == 2 ? c & 15 : c & 31;
+        size_t k = 1;
+        while (k <= (size_t)more && i + k < n && (s[i + k] & 0xc0) == 0x80)
+            code = code << 6 | (s[i + k++] & 63);
+        if (!more || k <= (size_t)more)
+            code = 0xfffd; /* not UTF-8 */
+        buf_printf(out, code < 0x10000 ? "\\X2\\%04X\\X0\\" : "\\X4\\%08X\\X0\\", code);
+        i += k;
+    }
+    buf_putc(out, '\'');
+}
+
+/* ---- the index ---- */
+
+struct type_slot {
+    uint64_t hash;
+    uint32_t type; /* STEP_NONE: free */
+};
+struct step_index {
+    struct arena arena; /* type names */
+    const char **type_names;
+    size_t type_cap;
+    struct type_slot *slots;
+    size_t n_slots;
+    /* ids: dense[id], or an open hash of instance indexes */
+    uint32_t *ids;
+    size_t n_ids; /* length of ids; of the hash a power of two */
+    bool dense;
+};
+
+/* FNV-1a eight bytes at a time: keywords are long. */
+static inline uint64_t name_hash(const char *s, size_t n)
+{
+    uint64_t h = FNV_INIT ^ n, w;
+    for (; n >= 8; n -= 8, s += 8) {
+        memcpy(&w, s, 8);
+        h = (h ^ w) * 0x9e3779b97f4a7c15u;
+        h ^= h >> 32;
+    }
+    w = 0;
+    memcpy(&w, s, n);
+    h = (h ^ w) * 0x9e3779b97f4a7c15u;
+    return h ^ h >> 29;
+}
+
+static uint32_t type_slot(const struct step_index *x, uint64_t h, const char *s, size_t n)
+{
+    for (size_t i = h & (x->n_slots - 1);; i = (i + 1) & (x->n_slots - 1)) {
+        uint32_t type = x->slots[i].type;
+        if (type == STEP_NONE)
+            return (uint32_t)i;
+        if (x->slots[i].hash == h && !strncmp(x->type_names[type], s, n) && !x->type_names[type][n])
+            return (uint32_t)i;
+    }
+}
+
+static void grow_slots(struct step_index *x, size_t n)
+{
+    struct type_slot *old = x->slots;
+    size_t n_old = x->n_slots;
+    x->n_slots = n;
+    x->slots = xmalloc(n * sizeof *x->slots);
+    for (size_t i = 0; i < n; i++)
+        x->slots[i].type = STEP_NONE;
+    for (size_t i = 0; i < n_old; i++) {
+        if (old[i].type == STEP_NONE)
+            continue;
+        size_t k = old[i].hash & (n - 1);
+        while (x->slots[k].type != STEP_NONE)
+            k = (k + 1) & (n - 1);
+        x->slots[k] = old[i];
+    }
+    free(old);
+}
+
+static uint32_t intern(struct step_file *f, const char *s, size_t n)
+{
+    struct step_index *x = f->index;
+    if (f->n_types * 2 >= x->n_slots)
+        grow_slots(x, x->n_slots * 2);
+    uint64_t h = name_hash(s, n);
+    struct type_slot *slot = &x->slots[type_slot(x, h, s, n)];
+    if (slot->type != STEP_NONE)
+        return slot->type;
+    ARRAY_GROW(x->type_names, x->type_cap, f->n_types + 1);
+    x->type_names[f->n_types] = arena_strndup(&x->arena, s, n);
+    *slot = (struct type_slot){.hash = h, .type = (uint32_t)f->n_types};
+    return (uint32_t)f->n_types++;
+}
+
+const char *step_type(const struct step_file *f, uint32_t type)
+{
+    return type < f->n_types ? f->index->type_names[type] : "";
+}
+
+uint32_t step_type_find(const struct step_file *f, const char *name)
+{
+    size_t n = strlen(name);
+    return f->index->slots[type_slot(f->index, name_hash(name, n), name, n)].type;
+}
+
+static inline size_t id_slot(const struct step_index *x, uint64_t id)
+{
+    return (size_t)(id * 0x9e3779b97f4a7c15u >> 20) & (x->n_ids - 1);
+}
+
+uint32_t step_find(const struct step_file *f, uint64_t id)
+{
+    const struct step_index *x = f->index;
+    if (x->dense)
+        return id < x->n_ids ? x->ids[id] : STEP_NONE;
+    for (size_t i = id_slot(x, id);; i = (i + 1) & (x->n_ids - 1))
+        if (x->ids[i] == STEP_NONE || f->v[x->ids[i]].id == id)
+            return x->ids[i];
+}
+
+static int index_ids(struct step_file *f, unsigned flags)
+{
+    struct step_index *x = f->index;
+    x->dense = f->max_id < 8 * (uint64_t)f->n + 1024;
+    x->n_ids = x->dense ? (size_t)f->max_id + 1 : 16;
+    while (!x->dense && x->n_ids < 2 * f->n)
+        x->n_ids *= 2;
+    x->ids = xmalloc(x->n_ids * sizeof *x->ids);
+    memset(x->ids, 0xff, x->n_ids * sizeof *x->ids);
+    for (size_t i = 0; i < f->n; i++) {
+        uint64_t id = f->v[i].id;
+        size_t k = x->dense ? (size_t)id : id_slot(x, id);
+        while (!x->dense && x->ids[k] != STEP_NONE && f->v[x->ids[k]].id != id)
+            k = (k + 1) & (x->n_ids - 1);
+        if (x->ids[k] == STEP_NONE)
+            x->ids[k] = (uint32_t)i;
+        else if (!(flags & STEP_REPEATS))
+            return step_error(f->name, f->text, f->text_n, f->v[i].off, "#%llu is defined a second time",
+                              (unsigned long long)id);
+    }
+    for (size_t i = 0; i < f->n_refs; i++) {
+        f->refs[i].target = step_find(f, step_ref_id(f->text + f->refs[i].off));
+        f->n_dangling += f->refs[i].target == STEP_NONE;
+    }
+    return ERR_OK;
+}
+
+/* ---- parser ---- */
+
+int step_error(const char *name, const char *text, size_t n, size_t off, const char *fmt, ...)
+{
+    size_t line = 1, start = 0;
+    if (off > n)
+        off = n;
+    for (size_t i = 0; i < off; i++) {
+        if (text[i] == '\n' || (text[i] == '\r' && (i + 1 >= n || text[i + 1] != '\n'))) {
+            line++;
+            start = i + 1;
+        }
+    }
+    char msg[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(msg, sizeof msg, fmt, ap);
+    va_end(ap);
+    return err_set(ERR_FORMAT, "%s:%zu:%zu: %s", name, line, off - start + 1, msg);
+}
+
+struct parser {
+    struct step_file *f;
+    const char *p, *end;
+    enum step_kind kind; /* the token in hand */
+    struct step_token t;
+    size_t cap, ref_cap, section_cap, header_cap;
+    struct buf joined; /* type of a complex instance */
+};
+
+static inline void advance(struct parser *ps)
+{
+    ps->kind = lex(&ps->p, ps->end, &ps->t);
+}
+
+/* The error that says what was due, and quotes what stands there instead. */
+static int due(struct parser *ps, const char *what)
+{
+    const struct step_file *f = ps->f;
+    size_t off = (size_t)(ps->t.s - f->text), n = 0;
+    char seen[24];
+    if (ps->kind == STEP_BAD)
+        return step_error(f->name, f->text, f->text_n, off, "%s", ps->t.why);
+    if (ps->kind == STEP_END)
+        return step_error(f->name, f->text, f->text_n, off, "the text ends where %s is due", what);
+    for (; n < sizeof seen - 1 && n < ps->t.n; n++)
+        seen[n] = ps->t.s[n] >= 32 && ps->t.s[n] < 127 ? ps->t.s[n] : '?';
+    seen[n] = 0;
+    return step_error(f->name, f->text, f->text_n, off, "%s is due, not '%s%s'", what, seen, ps->t.n > n ? "..." : "");
+}
+
+static inline bool is_word(const struct parser *ps, const char *word)
+{
+    size_t n = strlen(word);
+    return ps->kind == STEP_KEYWORD && ps->t.n == n && !memcmp(ps->t.s, word, n);
+}
+
+/* Takes the word and its ';' ("ENDSEC;"). */
+static int take_line(struct parser *ps, const char *word)
+{
+    if (!is_word(ps, word))
+        return due(ps, word);
+    advance(ps);
+    if (ps->kind != STEP_SEMI)
+        return due(ps, "';'");
+    return ERR_OK;
+}
+
+/* Parameters from the token behind '(' up to the matching ')', which becomes the token
+ * in hand.  Parentheses of lists and of typed parameters close alike, so a count does. */
+static int parse_params(struct parser *ps)
+{
+    struct step_file *f = ps->f;
+    int depth = 1;
+    enum { FIRST, VALUE, AFTER } state = FIRST;
+    for (;;) {
+        advance(ps);
+        switch (ps->kind) {
+        case STEP_COMMA:
+            if (state != AFTER)
+                return due(ps, "a value");
+            state = VALUE;
+            continue;
+        case STEP_CLOSE:
+            if (state == VALUE)
+                return due(ps, "a value");
+            if (--depth == 0)
+                return ERR_OK;
+            state = AFTER;
+            continue;
+        case STEP_KEYWORD:
+            if (state == AFTER)
+                return due(ps, "',' or ')'");
+            advance(ps);
+            if (ps->kind != STEP_OPEN)
+                return due(ps, "'(' behind the keyword of a typed parameter");
+            break;
+        case STEP_OPEN:
+            if (state == AFTER)
+                return due(ps, "',' or ')'");
+            break;
+        case STEP_REF:
+            if (state == AFTER)
+                return due(ps, "',' or ')'");
+            ARRAY_GROW(f->refs, ps->ref_cap, f->n_refs + 1);
+            f->refs[f->n_refs++] = (struct step_ref){.off = (uint32_t)(ps->t.s - f->text)};
+            state = AFTER;
+            continue;
+        case STEP_INT: case STEP_REAL: case STEP_STRING: case STEP_BINARY: case STEP_ENUM:
+        case STEP_OMITTED: case STEP_DERIVED:
+            if (state == AFTER)
+                return due(ps, "',' or ')'");
+            state = AFTER;
+            continue;
+        default:
+            return due(ps, state == AFTER ? "',' or ')'" : "a value");
+        }
+        if (++depth > STEP_MAX_DEPTH)
+            return step_error(f->name, f->text, f->text_n, (size_t)(ps->t.s - f->text),
+                              "parentheses nest deeper than %d", STEP_MAX_DEPTH);
+        state = FIRST;
+    }
+}
+
+/* KEYWORD ( ... ), with the keyword in hand; then its ')' is. */
+static int parse_record(struct parser *ps, uint32_t *par, uint32_t *par_len)
+{
+    advance(ps);
+    if (ps->kind != STEP_OPEN)
+        return due(ps, "'('");
+    *par = (uint32_t)(ps->p - ps->f->text);
+    int rc = parse_params(ps);
+    *par_len = (uint32_t)(ps->t.s - ps->f->text) - *par;
+    return rc;
+}
+
+/* #n = ...; with #n in hand. */
+static int parse_instance(struct parser *ps)
+{
+    struct step_file *f = ps->f;
+    if (f->n >= STEP_NONE - 1)
+        return err_set(ERR_NOMEM, "%s: too many instances", f->name);
+    struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .id = step_ref_id(ps->t.s),
+                            .ref = (uint32_t)f->n_refs, .section = (uint16_t)(f->n_sections - 1)};
+    int rc;
+    advance(ps);
+    if (ps->kind != STEP_EQUALS)
+        return due(ps, "'='");
+    advance(ps);
+    if (ps->kind == STEP_KEYWORD) {
+        e.type = intern(f, ps->t.s, ps->t.n);
+        rc = parse_record(ps, &e.par, &e.par_len);
+        if (rc < 0)
+            return rc;
+    } else if (ps->kind == STEP_OPEN) {
+        e.complex = true;
+        e.par = (uint32_t)(ps->p - f->text);
+        buf_clear(&ps->joined);
+        for (advance(ps); ps->kind == STEP_KEYWORD; advance(ps)) {
+            uint32_t par, par_len;
+            if (ps->joined.n)
+                buf_putc(&ps->joined, '+');
+            buf_add(&ps->joined, ps->t.s, ps->t.n);
+            rc = parse_record(ps, &par, &par_len);
+            if (rc < 0)
+                return rc;
+        }
+        if (ps->kind != STEP_CLOSE || !ps->joined.n)
+            return due(ps, ps->joined.n ? "a keyword or ')'" : "a keyword");
+        e.par_len = (uint32_t)(ps->t.s - f->text) - e.par;
+        e.type = intern(f, ps->joined.s, ps->joined.n);
+    } else {
+        return due(ps, "a keyword or '('");
+    }
+    advance(ps);
+    if (ps->kind != STEP_SEMI)
+        return due(ps, "';'");
+    e.len = (uint32_t)(ps->p - f->text) - e.off;
+    e.n_ref = (uint32_t)f->n_refs - e.ref;
+    if (e.id > f->max_id)
+        f->max_id = e.id;
+    ARRAY_GROW(f->v, ps->cap, f->n + 1);
+    f->v[f->n++] = e;
+    return ERR_OK;
+}
+
+static int parse_header(struct parser *ps)
+{
+    struct step_file *f = ps->f;
+    int rc = take_line(ps, "HEADER");
+    if (rc < 0)
+        return rc;
+    for (advance(ps); ps->kind == STEP_KEYWORD && !is_word(ps, "ENDSEC"); advance(ps)) {
+        struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .type = intern(f, ps->t.s, ps->t.n)};
+        rc = parse_record(ps, &e.par, &e.par_len);
+        if (rc < 0)
+            return rc;
+        advance(ps);
+        if (ps->kind != STEP_SEMI)
+            return due(ps, "';'");
+        e.len = (uint32_t)(ps->p - f->text) - e.off;
+        ARRAY_GROW(f->header, ps->header_cap, f->n_header + 1);
+        f->header[f->n_header++] = e;
+    }
+    f->n_refs = 0; /* a header has none that count */
+    return take_line(ps, "ENDSEC");
+}
+
+/* Edition 3's ANCHOR and REFERENCE sections hold tokens of their own; only their end matters here. */
+static int skip_section(struct parser *ps)
+{
+    for (const char *p = ps->p; p < ps->end;) {
+        if (*p == '\'') {
+            p = step_string_end(p, ps->end);
+            if (!p)
+                break;
+        } else if (*p == '/' || IS(*p, C_SPACE)) {
+            const char *q = space_end(p, ps->end);
+            if (open_comment(q, ps->end))
+                break;
+            p = q > p ? q : p + 1;
+        } else if (*p == 'E' && ps->end - p >= 6 && !memcmp(p, "ENDSEC", 6)) {
+            ps->p = p;
+            advance(ps);
+            return take_line(ps, "ENDSEC");
+        } else {
+            p++;
+        }
+    }
+    return due(ps, "a section that ends in ENDSEC;");
+}
+
+static int parse_data(struct parser *ps)
+{
+    struct step_file *f = ps->f;
+    struct step_section s = {.off = (uint32_t)(ps->t.s - f->text), .first = (uint32_t)f->n};
+    int rc = ERR_OK;
+    if (f->n_sections >= UINT16_MAX)
+        return step_error(f->name, f->text, f->text_n, s.off, "more than %d data sections", UINT16_MAX);
+    advance(ps);
+    if (ps->kind == STEP_OPEN) {
+        s.par = (uint32_t)(ps->p - f->text);
+        size_t refs = f->n_refs;
+        rc = parse_params(ps);
+        if (rc < 0)
+            return rc;
+        f->n_refs = refs;
+        s.par_len = (uint32_t)(ps->t.s - f->text) - s.par;
+        advance(ps);
+    }
+    if (ps->kind != STEP_SEMI)
+        return due(ps, "';'");
+    s.body = (uint32_t)(ps->p - f->text);
+    ARRAY_GROW(f->sections, ps->section_cap, f->n_sections + 1);
+    f->sections[f->n_sections++] = s;
+    for (advance(ps); ps->kind == STEP_REF; advance(ps))
+        if ((rc = parse_instance(ps)) < 0)
+            return rc;
+    struct step_section *last = &f->sections[f->n_sections - 1];
+    last->n = (uint32_t)f->n - last->first;
+    last->end = (uint32_t)(ps->t.s - f->text);
+    if (!is_word(ps, "ENDSEC"))
+        return due(ps, "an instance or ENDSEC");
+    return take_line(ps, "ENDSEC");
+}
+
+/* "ISO-10303-21;" and its end are no tokens: matched as text. */
+static bool take_text(struct parser *ps, const char *word)
+{
+    const char *p = space_end(ps->p, ps->end);
+    size_t n = strlen(word);
+    if ((size_t)(ps->end - p) < n || memcmp(p, word, n))
+        return false;
+    const char *q = space_end(p + n, ps->end);
+    if (q >= ps->end || *q != ';')
+        return false;
+    ps->p = q + 1;
+    return true;
+}
+
+static int parse_all(struct parser *ps, unsigned flags)
+{
+    struct step_file *f = ps->f;
+    int rc;
+    if (f->text_n >= 3 && !memcmp(f->text, "\xef\xbb\xbf", 3))
+        ps->p += 3;
+    bool headed = take_text(ps, "ISO-10303-21");
+    if (!headed && !(flags & STEP_NO_HEADER)) {
+        size_t off = (size_t)(space_end(ps->p, ps->end) - f->text);
+        return step_error(f->name, f->text, f->text_n, off, off == f->text_n ? "holds no text" :
+                          "not a STEP file: ISO-10303-21; is due");
+    }
+    advance(ps);
+    if (headed) {
+        if ((rc = parse_header(ps)) < 0)
+            return rc;
+        advance(ps);
+    }
+    while (is_word(ps, "ANCHOR") || is_word(ps, "REFERENCE")) {
+        if ((rc = skip_section(ps)) < 0)
+            return rc;
+        advance(ps);
+    }
+    if (!is_word(ps, "DATA"))
+        return due(ps, "DATA");
+    for (;;) {
+        if ((rc = parse_data(ps)) < 0)
+            return rc;
+        if (take_text(ps, "END-ISO-10303-21"))
+            break;
+        advance(ps);
+        if (!is_word(ps, "DATA"))
+            return due(ps, "DATA or END-ISO-10303-21;");
+    }
+    f->end = (uint32_t)(ps->p - f->text);
+    advance(ps);
+    if (ps->kind != STEP_END && !is_word(ps, "SIGNATURE"))
+        return step_error(f->name, f->text, f->text_n, (size_t)(ps->t.s - f->text), "text after END-ISO-10303-21;");
+    return ERR_OK;
+}
+
+int step_parse(const char *name, const char *text, size_t n, unsigned flags, struct step_file **out)
+{
+    *out = NULL;
+    if (n >= UINT32_MAX)
+        return err_set(ERR_NOMEM, "%s: %zu bytes is over the limit of 4 GiB", name, n);
+    struct step_file *f = xcalloc(1, sizeof *f);
+    *f = (struct step_file){.name = name, .text = text, .text_n = n, .index = xcalloc(1, sizeof *f->index)};
+    grow_slots(f->index, 64);
+    f->index->arena.block_size = 4096;
+    struct parser ps = {.f = f, .p = text, .end = text + n, .joined = BUF_INIT};
+    int rc = parse_all(&ps, flags);
+    buf_release(&ps.joined);
+    if (rc == ERR_OK)
+        rc = index_ids(f, flags);
+    if (rc < 0) {
+        step_free(f);
+        return rc;
+    }
+    *out = f;
+    return ERR_OK;
+}
+
+void step_free(struct step_file *f)
+{
+    if (!f)
+        return;
+    arena_release(&f->index->arena);
+    free(f->index->type_names);
+    free(f->index->slots);
+    free(f->index->ids);
+    free(f->index);
+    free(f->v);
+    free(f->refs);
+    free(f->sections);
+    free(f->header);
+    free(f);
+}
+
+/* ---- access ---- */
+
+const struct step_entity *step_header(const struct step_file *f, const char *keyword)
+{
+    for (size_t i = 0; i < f->n_header; i++)
+        if (!strcmp(step_type(f, f->header[i].type), keyword))
+            return &f->header[i];
+    return NULL;
+}
+
+/* Behind the ')' that closes what is open at p (p is behind its '('). */
+static const char *close_of(const char *p, const char *end)
+{
+    struct step_token t;
+    for (int depth = 1; depth > 0;) {
+        enum step_kind kind = lex(&p, end, &t);
+        if (kind == STEP_END || kind == STEP_BAD)
+            return end;
+        depth += kind == STEP_OPEN ? 1 : kind == STEP_CLOSE ? -1 : 0;
+    }
+    return p;
+}
+
+bool step_part(const struct step_file *f, const struct step_entity *e, const char **p, struct step_token *keyword,
+               struct step_token *params)
+{
+    const char *end = f->text + e->par + e->par_len;
+    struct step_token open;
+    if (!e->complex)
+        return false;
+    if (!*p)
+        *p = f->text + e->par;
+    if (lex(p, end, keyword) != STEP_KEYWORD || lex(p, end, &open) != STEP_OPEN)
+        return false;
+    params->s = *p;
+    *p = close_of(*p, end);
+    params->n = (size_t)(*p - 1 - params->s);
+    return true;
+}
+
+bool step_is(const struct step_file *f, const struct step_entity *e, const char *keyword)
+{
+    const char *name = step_type(f, e->type);
+    if (!e->complex)
+        return !strcmp(name, keyword);
+    size_t n = strlen(keyword);
+    for (const char *p = name;; p++) {
+        if (!strncmp(p, keyword, n) && (p[n] == '+' || !p[n]))
+            return true;
+        if (!(p = strchr(p, '+')))
+            return false;
+    }
+}
+
+bool step_param(const char *params, size_t n, size_t i, struct step_token *out)
+{
+    const char *p = params, *end = params + n;
+    struct step_token t;
+    for (size_t k = 0;; k++) {
+        out->s = space_end(p, end);
+        const char *last = out->s; /* behind the value's last token */
+        for (int depth = 0;;) {
+            enum step_kind kind = lex(&p, end, &t);
+            if (kind == STEP_END || kind == STEP_BAD) {
+                out->n = (size_t)(last - out->s);
+                return k == i && kind == STEP_END && out->n;
+            }
+            if (kind == STEP_COMMA && depth == 0)
+                break;
+            depth += kind == STEP_OPEN ? 1 : kind == STEP_CLOSE ? -1 : 0;
+            last = p;
+        }
+        out->n = (size_t)(last - out->s);
+        if (k == i)
+            return true;
+    }
+}
+
+/* ---- writer ---- */
+
+static char *put_number(char *o, uint64_t v)
+{
+    char tmp[20];
+    int i = sizeof tmp;
+    do
+        tmp[--i] = (char)('0' + v % 10);
+    while (v /= 10);
+    memcpy(o, tmp + i, sizeof tmp - (size_t)i);
+    return o + sizeof tmp - i;
+}
+
+/* Writes s without white space and comments.  ref: the k-th reference met is
+ * f->refs[ref + k].  The buffer must have room (20 bytes more a reference). */
+static char *put_lean(char *o, const char *s, size_t n, const struct step_ids *ids, uint32_t ref)
+{
+    const char *p = s, *end = s + n;
+    while (p < end) {
+        char c = *p;
+        if (IS(c, C_SPACE)) {
+            p++;
+        } else if (c == '\'') {
+            const char *q = step_string_end(p, end);
+            for (q = q ? q : end; p < q; p++)
+                if (*p != '\n' && *p != '\r')
+                    *o++ = *p;
+        } else if (c == '#' && ids) {
+            uint32_t target = ids->f->refs[ref++].target;
+            uint64_t old = step_ref_id(p);
+            *o++ = '#';
+            o = put_number(o, target != STEP_NONE ? ids->of[target] : ids->dangling ? ids->dangling(ids->ctx, old) : old);
+            for (p++; p < end && IS(*p, C_DIGIT); p++)
+                ;
+        } else if (c == '/' || c == '\\') {
+            const char *q = space_end(p, end);
+            if (q == p && open_comment(p, end))
+                end = p; /* damaged text: there is no more */
+            else if (q == p)
+                *o++ = *p++;
+            p = q > p ? q : p;
+        } else {
+            *o++ = c;
+            p++;
+        }
+    }
+    return o;
+}
+
+void step_put_lean(const char *s, size_t n, struct buf *out)
+{
+    buf_grow(out, n);
+    out->n = (size_t)(put_lean(out->s + out->n, s, n, NULL, 0) - out->s);
+    out->s[out->n] = 0;
+}
+
+void step_put(const struct step_file *f, const struct step_entity *e, const struct step_ids *ids, struct buf *out)
+{
+    const char *p = f->text + e->off + 1, *end = f->text + e->off + e->len;
+    while (IS(*p, C_DIGIT))
+        p++;
+    p = space_end(p, end) + 1; /* behind '=' */
+    buf_grow(out, e->len + 20 * ((size_t)e->n_ref + 2));
+    char *o = out->s + out->n;
+    *o++ = '#';
+    o = put_number(o, ids ? ids->of[e - f->v] : e->id);
+    *o++ = '=';
+    o = put_lean(o, p, (size_t)(end - p), ids, e->ref);
+    out->n = (size_t)(o - out->s);
+    *o = 0;
+}
+
+void step_put_header(const struct step_file *f, struct buf *out)
+{
+    buf_puts(out, "ISO-10303-21;\nHEADER;\n");
+    for (size_t i = 0; i < f->n_header; i++) {
+        step_put_lean(f->text + f->header[i].off, f->header[i].len, out);
+        buf_putc(out, '\n');
+    }
+    buf_puts(out, "ENDSEC;\n");
+}
+
+/* ---- the text a language model sees ---- */
+
+static const char start_word[] = "DATA", end_word[] = "END-ISO-10303-21";
+
+/* Scans words outside strings and comments from p on; the one that equals word and is
+ * followed by ';' (or '(' for DATA), or NULL.  *after: behind its ';'. */
+static const char *find_word(const char *p, const char *end, const char *word, const char **after)
+{
+    size_t n = strlen(word);
+    while (p < end) {
+        if (*p == '\'') {
+            const char *q = step_string_end(p, end);
+            if (!q)
+                return NULL;
+            p = q;
+        } else if (*p == '/' || IS(*p, C_SPACE)) {
+            const char *q = space_end(p, end);
+            if (open_comment(q, end))
+                return NULL;
+            p = q > p ? q : p + 1;
+        } else if (IS(*p, C_UPPER | C_LOWER | C_DIGIT)) {
+            const char *q = p;
+            while (q < end && (IS(*q, C_UPPER | C_LOWER | C_DIGIT) || *q == '-'))
+                q++;
+            const char *s = space_end(q, end);
+            if ((size_t)(q - p) == n && !memcmp(p, word, n) && s < end && (*s == ';' || *s == '(')) {
+                *after = s + 1;
+                return p;
+            }
+            p = q;
+        } else {
+            p++;
+        }
+    }
+    return NULL;
+}
+
+/* A damaged text (an odd quote) may hide the word from the scan: take it as it stands. */
+static const char *find_plain(const char *p, const char *end, const char *word, const char **after)
+{
+    size_t n = strlen(word);
+    const char *q = memmem(p, (size_t)(end - p), word, n);
+    if (q)
+        *after = q + n + (q + n < end && q[n] == ';');
+    return q;
+}
+
+bool step_data_part(const char *text, size_t n, const char **part, size_t *part_n)
+{
+    const char *end = text + n, *after;
+    const char *s = find_word(text, end, start_word, &after);
+    if (!s && !(s = find_plain(text, end, "DATA;", &after)))
+        return false;
+    const char *stop;
+    if (!find_word(after, end, end_word, &stop) && !find_plain(after, end, end_word, &stop))
+        stop = end;
+    *part = s;
+    *part_n = (size_t)(stop - s);
+    return true;
+}
+
+void step_with_header(const char *text, size_t n, struct buf *out)
+{
+    const char *part = text;
+    size_t part_n = n;
+    buf_puts(out, "ISO-10303-21;\n"
+                  "HEADER;\n"
+                  "FILE_DESCRIPTION(('generated from a caption'),'2;1');\n"
+                  "FILE_NAME('','1970-01-01T00:00:00',(''),(''),'','STEP-LLM','');\n"
+                  "FILE_SCHEMA(('AUTOMOTIVE_DESIGN { 1 0 10303 214 1 1 1 1 }'));\n"
+                  "ENDSEC;\n");
+    if (!step_data_part(text, n, &part, &part_n)) {
+        const char *stop;
+        buf_puts(out, "DATA;\n");
+        if (find_word(text, text + n, end_word, &stop) || find_plain(text, text + n, end_word, &stop))
+            part_n = (size_t)(stop - text);
+    }
+    buf_add(out, part, part_n);
+    if (!part_n || part[part_n - 1] != '\n')
+        buf_putc(out, '\n');
+}
