@@ -1,0 +1,6 @@
+# The newcomer's command: everything from nothing.
+.PHONY: demo
+demo:
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory all
+	@MAKE='$(MAKE)' B=$(B) scripts/demo.sh
