@@ -130,8 +130,9 @@ unpack() { # dist wheel
         unzip -q "$2" 'nvidia/*' -d $part
         mkdir -p $TP/nvidia
         merge_tree "$PWD/$part/nvidia" "$PWD/$TP/nvidia"
-        # Linkers look for the name without a version.
+        # nvcc links with -lcudart, and looks for it in lib64.
         ! [ -e $TP/nvidia/cu13/lib/libcudart.so.13 ] || ln -sfn libcudart.so.13 $TP/nvidia/cu13/lib/libcudart.so
+        ! [ -e $TP/nvidia/cu13/bin/nvcc ] || ln -sfn lib $TP/nvidia/cu13/lib64
         ;;
     *) die "$LOCK: no rule to unpack $1" ;;
     esac
