@@ -1,0 +1,49 @@
+/* prompt.h: the two prompt templates, to the byte, and their tokens.
+ *
+ * With retrieval (two blank lines after the first paragraph):
+ *
+ *     You are a CAD model generation assistant trained to produce STEP (.step) files based
+ *     on textual descriptions. Given the following object description and relevant retrieved
+ *     CAD data, generate a STEP file that accurately represents the described object.
+ *     <blank>
+ *     <blank>
+ *     ### caption:
+ *     {caption}
+ *     <blank>
+ *     ### retrieved relevant step file:
+ *     {retrieved}
+ *     <blank>
+ *     ### output:
+ *     {output}
+ *
+ * (the first paragraph is one line).  Without: "... the following object description,
+ * generate ...", one blank line after it, no retrieved section.
+ *
+ * Adapters are bound to the template they were trained with.
+ */
+#ifndef LIB_PROMPT_H
+#define LIB_PROMPT_H
+
+#include <stddef.h>
+
+#include "lib/mem.h"
+#include "lib/tokenizer.h"
+
+/* Appends the prompt up to and including "### output:\n"; retrieved NULL: the template
+ * without retrieval. */
+void prompt_text(const char *caption, const char *retrieved, struct buf *out);
+
+/* The prompt's ids as generation starts from: prompt_text() with the tokenizer's own
+ * special tokens in front. */
+int prompt_encode(const struct tok *t, const char *caption, const char *retrieved, struct tok_ids *out);
+
+/* Prompt, output and EOS as training sees them.  The text is tokenised in one go; *response
+ * is the index of the first token that the loss covers: the first one that starts at or
+ * after the byte that follows "### output:\n" of the template (so a marker spelt in a caption does
+ * not count, and a token that straddles, as with an output that starts with a line
+ * break, is context).  EOS is the last id and always covered.  The ids are appended to out;
+ * *response counts from out's start.  ERR_FORMAT when the tokenizer has no EOS. */
+int prompt_encode_training(const struct tok *t, const char *caption, const char *retrieved, const char *output,
+                           struct tok_ids *out, size_t *response);
+
+#endif
