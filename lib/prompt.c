@@ -1,0 +1,46 @@
+#include "lib/prompt.h"
+
+#include "lib/err.h"
+
+void prompt_text(const char *caption, const char *retrieved, struct buf *out)
+{
+    buf_puts(out, "You are a CAD model generation assistant trained to produce STEP (.step) files based on textual "
+                  "descriptions. Given the following object description");
+    if (retrieved)
+        buf_puts(out, " and relevant retrieved CAD data");
+    buf_puts(out, ", generate a STEP file that accurately represents the described object.\n\n");
+    if (retrieved)
+        buf_puts(out, "\n");
+    buf_puts(out, "### caption:\n");
+    buf_puts(out, caption);
+    if (retrieved) {
+        buf_puts(out, "\n\n### retrieved relevant step file:\n");
+        buf_puts(out, retrieved);
+    }
+    buf_puts(out, "\n\n### output:\n");
+}
+
+int prompt_encode(const struct tok *t, const char *caption, const char *retrieved, struct tok_ids *out)
+{
+    struct buf b = BUF_INIT;
+    prompt_text(caption, retrieved, &b);
+    int rc = tok_encode(t, b.s, b.n, true, out);
+    buf_release(&b);
+    return rc;
+}
+
+int prompt_encode_training(const struct tok *t, const char *caption, const char *retrieved, const char *output,
+                           struct tok_ids *out, size_t *response)
+{
+    if (tok_eos(t) < 0)
+        return err_set(ERR_FORMAT, "the tokenizer names no EOS token (tokenizer_config.json: eos_token)");
+    struct buf b = BUF_INIT;
+    prompt_text(caption, retrieved, &b);
+    size_t mark = b.n;
+    buf_puts(&b, output);
+    int rc = tok_encode_mark(t, b.s, b.n, true, mark, out, response);
+    buf_release(&b);
+    if (rc == ERR_OK)
+        tok_ids_add(out, tok_eos(t));
+    return rc;
+}
