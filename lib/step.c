@@ -1063,16 +1063,21 @@ bool step_data_part(const char *text, size_t n, const char **part, size_t *part_
     return true;
 }
 
-void step_with_header(const char *text, size_t n, struct buf *out)
+void step_put_standard_header(struct buf *out)
 {
-    const char *part = text;
-    size_t part_n = n;
     buf_puts(out, "ISO-10303-21;\n"
                   "HEADER;\n"
                   "FILE_DESCRIPTION(('generated from a caption'),'2;1');\n"
                   "FILE_NAME('','1970-01-01T00:00:00',(''),(''),'','STEP-LLM','');\n"
                   "FILE_SCHEMA(('AUTOMOTIVE_DESIGN { 1 0 10303 214 1 1 1 1 }'));\n"
                   "ENDSEC;\n");
+}
+
+void step_with_header(const char *text, size_t n, struct buf *out)
+{
+    const char *part = text;
+    size_t part_n = n;
+    step_put_standard_header(out);
     if (!step_data_part(text, n, &part, &part_n)) {
         const char *stop;
         buf_puts(out, "DATA;\n");

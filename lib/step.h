@@ -165,6 +165,8 @@ void step_put_header(const struct step_file *f, struct buf *out);
  * inside the text.  The header's strings and comments are honoured.  False if the text
  * has no data section. */
 bool step_data_part(const char *text, size_t n, const char **part, size_t *part_n);
+/* "ISO-10303-21;" up to the header's "ENDSEC;", six lines, always the same. */
+void step_put_standard_header(struct buf *out);
 /* A whole file of a generated data part: a standard AP214 header (schema
  * AUTOMOTIVE_DESIGN), then the text from its "DATA;" on (which is supplied when the text
  * begins with an instance), cut behind its first "END-ISO-10303-21;", and a line break.

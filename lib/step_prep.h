@@ -1,0 +1,66 @@
+/* step_prep.h: what prepares STEP files for training and brings generated ones back.
+ *
+ *     raw file -> step_round() -> step_restructure() -> training text
+ *     generated text -> step_restore() -> a valid file
+ *
+ * All take a whole text and append the result to a buffer; linear in the text, no
+ * recursion.  ERR_FORMAT with "NAME:LINE:COLUMN: ..." when the text is not Part 21.
+ * step_reference.h has the original project's versions of the three.
+ */
+#ifndef LIB_STEP_PREP_H
+#define LIB_STEP_PREP_H
+
+#include "lib/step.h"
+
+/* ---- rounding ---- */
+struct step_round_opts {
+    int decimals;    /* kept behind the point for lengths in millimetres or smaller units */
+    int significant; /* but never fewer significant digits than this; 0: small values become 0. */
+    double flush;    /* values below this in size become 0. all the same */
+};
+#define STEP_ROUND_DEFAULT ((struct step_round_opts){.decimals = 6, .significant = 1})
+struct step_round_report {
+    size_t reals, changed; /* real parameters seen, and those whose value changed */
+    double unit_mm;        /* the largest length unit of the file; 0: none is given */
+    int decimals;          /* kept in this file: more when its unit is coarse */
+};
+/* Rounds the reals of the instances, half to even on the decimal digits as written, and
+ * spells them shortest ("1.5", "0.", "1.E-9").  Everything else stays to the byte:
+ * strings, comments, header, integers, and the factors of *_MEASURE_WITH_UNIT, which
+ * define units.  Decimals grow by the decades of the length unit over a millimetre, so
+ * that a part in metres does not move. */
+int step_round(const char *name, const char *text, size_t n, const struct step_round_opts *opts, struct buf *out,
+               struct step_round_report *report);
+
+/* ---- order and annotations ---- */
+struct step_restructure_report {
+    size_t entities, roots;
+    size_t forward;     /* references to an instance that stands later in the output */
+    size_t cyclic;      /* references that close a cycle: children-first, only these point forward */
+    size_t dangling;    /* references to nothing; kept, as ids above all others */
+    uint64_t cycle[2];  /* the first such reference: from, to, in the ids of the input */
+};
+/* Writes every instance once, lean, one a line, numbered from 1, in depth-first order
+ * from the roots (instances nobody refers to): children before parents, or the reverse.
+ * Roots stand in sections by type, each under a comment; those that refer to nothing
+ * come last.  Data sections stay apart. */
+int step_restructure(const char *name, const char *text, size_t n, bool parent_first, struct buf *out,
+                     struct step_restructure_report *report);
+
+/* ---- back to plain Part 21 ---- */
+struct step_restore_report {
+    size_t comments;   /* removed */
+    size_t resolved;   /* #ID_k placeholders whose key was given */
+    size_t guessed;    /* ... whose instance was told by its type */
+    size_t dropped;    /* ... that were removed, or became $ */
+    size_t empty;      /* missing parameters filled in */
+    size_t duplicates; /* instances repeated word for word, removed */
+    bool header;       /* a header was supplied */
+};
+/* Removes comments, resolves placeholders, mends what models are known to emit, puts a
+ * standard header before a bare data part, and cuts what follows END-ISO-10303-21;.
+ * One statement a line.  On ERR_FORMAT (nothing that can be mended) out holds the text
+ * as far as it was mended; the place is one of the given text. */
+int step_restore(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report);
+
+#endif
