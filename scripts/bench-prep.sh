@@ -1,0 +1,62 @@
+#!/bin/bash
+# Preparation tools against the original's scripts: whole processes, in turn, on the same files.
+#
+#   ORIGINAL=DIR scripts/bench-prep.sh STEP_DIR [ROUNDS]
+#
+# STEP_DIR: a folder of STEP files.  ORIGINAL: a checkout of the original (its data_preparation/ folder);
+# without it only ours are timed.  PYTHON names the interpreter.  Prints the median and range of each
+# and the ratio of the medians, both over all cores and on one.
+set -eu
+cd "$(dirname "$0")/.."
+[ $# -ge 1 ] || { sed -n '2,9p' "$0" | cut -c3-; exit 2; }
+steps=$(cd "$1" && pwd) rounds=${2:-5} bin=$PWD/${B:-build}/bin python=${PYTHON:-python3}
+original=${ORIGINAL:+$(cd "$ORIGINAL" && pwd)/data_preparation}
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+cd "$work"
+mkdir -p dataset/rounded_step
+find "$steps" -name '*.step' ! -name '.*' | sort > list
+files=$(wc -l < list) bytes=$(cat $(cat list) | wc -c)
+echo "$files files, $((bytes / 1000)) kB, $rounds rounds, $(nproc) cores"
+
+# The original names its outputs by the parent folder: one folder a file, as ABC has them.
+while read -r f; do
+    d=dataset/rounded_step/$(basename "$f" .step); mkdir -p "$d"; cp "$f" "$d/"
+done < list
+
+now() { date +%s%N; }
+timed() { # name, command...: appends milliseconds to name.ms
+    local name=$1 t0; shift
+    t0=$(now); "$@" > "$name.log" 2>&1 || { echo "$name failed:"; tail -5 "$name.log"; exit 1; }
+    echo $((($(now) - t0) / 1000)) >> "$name.us"
+}
+ours_round() { rm -rf o1; "$bin/step-round" "$steps" --out o1 --db none -q --mode reference $1; }
+ours_restructure() { rm -rf o2; "$bin/step-restructure" o1 --out o2 --db none -q --mode $2 $1; }
+ours_restore() { rm -rf o3; "$bin/step-restore" o2 --out o3 --db none -q --mode reference $1; }
+ours_chain() { ours_round ""; ours_restructure "" strict; ours_restore ""; }
+theirs_round() { rm -rf p1; "$python" "$original/round_step_numbers.py" "$steps" --output-dir p1; }
+theirs_restructure() { rm -rf dataset/dfs_step; (PATH="$(dirname "$(command -v "$python")"):$PATH"; sed "s|step_restructurer.py|$original/step_restructurer.py|" "$original/batch_restructure.sh" > batch.sh; bash batch.sh); }
+theirs_restore() { rm -rf p3; "$python" "$original/restore_step_valid.py" "$work/dataset/dfs_step" -o p3; }
+
+ours_round ""; ours_restructure "" strict
+for i in $(seq "$rounds"); do
+    timed round ours_round ""; timed round-1 ours_round -j1
+    timed restructure ours_restructure "" strict; timed restructure-1 ours_restructure -j1 strict
+    timed restructure-reference ours_restructure "" reference
+    timed restore ours_restore ""; timed restore-1 ours_restore -j1
+    timed chain ours_chain
+    if [ -n "$original" ]; then
+        timed original-round theirs_round; timed original-restructure theirs_restructure; timed original-restore theirs_restore
+        paste -d+ original-round.us original-restructure.us original-restore.us | bc > original-chain.us
+    fi
+done
+
+stat() { sort -n "$1.us" | awk '{v[NR]=$1} END {m=NR%2?v[(NR+1)/2]:(v[NR/2]+v[NR/2+1])/2; printf "%.1f %.1f %.1f", m/1000, v[1]/1000, v[NR]/1000}'; }
+printf '%-24s %12s %22s %10s %10s\n' tool 'median ms' '[min..max]' files/s 'x original'
+for name in round round-1 restructure restructure-1 restructure-reference restore restore-1 chain original-round original-restructure original-restore original-chain; do
+    [ -f $name.us ] || continue
+    read -r med lo hi <<< "$(stat $name)"
+    ratio=
+    base=original-${name%-1}; base=${base%-reference}
+    [ -f "$base.us" ] && { read -r theirs _ <<< "$(stat "$base")"; ratio=$(echo "scale=1; $theirs / $med" | bc); }
+    printf '%-24s %12s %22s %10.0f %10s\n' "$name" "$med" "[$lo..$hi]" "$(echo "$files * 1000 / $med" | bc)" "$ratio"
+done
