@@ -193,6 +193,13 @@ void progress_add(uint64_t done, uint64_t failed)
     pthread_mutex_unlock(&lock);
 }
 
+void progress_total(uint64_t total)
+{
+    pthread_mutex_lock(&lock);
+    bar.total = total;
+    pthread_mutex_unlock(&lock);
+}
+
 void progress_text(const char *fmt, ...)
 {
     va_list ap;
