@@ -35,6 +35,7 @@ struct http {
     struct buf *out;
     size_t max;
     struct download *dl;
+    bool disk;
     int rc; /* what the write callback failed with, text in `why` */
     char *why;
 };
@@ -133,6 +134,12 @@ static size_t on_header(char *line, size_t size, size_t count, void *ctx)
     return len;
 }
 
+static int disk_error(struct http *h, const char *path)
+{
+    h->disk = true;
+    return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+}
+
 /* Ends the transfer from within a callback. */
 static size_t refuse(struct http *h)
 {
@@ -164,10 +171,10 @@ static int check_magic(const struct download *d)
 }
 
 /* Starts the file over. */
-static int truncate_part(struct download *d)
+static int truncate_part(struct http *h, struct download *d)
 {
     if (fflush(d->file) || ftruncate(fileno(d->file), 0) || fseeko(d->file, 0, SEEK_SET))
-        return err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        return disk_error(h, d->part);
     d->have = 0;
     d->resumed = false;
     return ERR_OK;
@@ -186,7 +193,7 @@ static int begin_body(struct http *h, struct download *d)
                            (long long)d->asked_at);
         d->total = h->range_total >= 0 ? h->range_total : length >= 0 ? d->asked_at + length : -1;
     } else {
-        if (d->have && (rc = truncate_part(d)) < 0)
+        if (d->have && (rc = truncate_part(h, d)) < 0)
             return rc;
         d->total = length;
     }
@@ -233,7 +240,7 @@ static size_t on_body(char *p, size_t size, size_t count, void *ctx)
         return refuse(h);
     }
     if (fwrite(p, 1, n, d->file) != n) {
-        err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        disk_error(h, d->part);
         return refuse(h);
     }
     if (d->have < (int64_t)sizeof d->head) {
@@ -288,7 +295,8 @@ struct http_reply http_last(const struct http *h)
 {
     return (struct http_reply){.status = h->status,
                                .error_code = h->error_code ? h->error_code : "",
-                               .error_text = h->error_text ? h->error_text : ""};
+                               .error_text = h->error_text ? h->error_text : "",
+                               .disk = h->disk};
 }
 
 char *http_shown_url(const char *url)
@@ -472,6 +480,11 @@ int http_post(struct http *h, const char *url, const char *content_type, const v
 
 /* ---- downloads ---- */
 
+static bool can_check(const struct http_file *f)
+{
+    return f->sha256 || f->md5 || f->git_sha1;
+}
+
 static void drop_part(struct download *d)
 {
     unlink(d->part);
@@ -498,18 +511,18 @@ static char *noted_validator(const struct download *d, bool *same)
     return found;
 }
 
-static int open_part(struct download *d)
+static int open_part(struct http *h, struct download *d)
 {
     struct stat st;
     if (!(d->file = fopen(d->part, "a+b")))
-        return err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        return disk_error(h, d->part);
     if (flock(fileno(d->file), LOCK_EX | LOCK_NB))
         return err_set(ERR_IO, "%s: another process is bringing this file", d->part);
     if (fstat(fileno(d->file), &st))
-        return err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        return disk_error(h, d->part);
     d->have = st.st_size;
     if (d->have && pread(fileno(d->file), d->head, sizeof d->head, 0) < 0)
-        return err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        return disk_error(h, d->part);
     return ERR_OK;
 }
 
@@ -552,6 +565,8 @@ static int check_whole(struct download *d)
         return rc;
     if (rc == ERR_OK && f->sha256)
         rc = digest_is(d, EVP_sha256(), "", 0, f->sha256, "SHA-256");
+    if (rc == ERR_OK && f->md5)
+        rc = digest_is(d, EVP_md5(), "", 0, f->md5, "MD5");
     if (rc == ERR_OK && f->git_sha1) {
         int n = snprintf(blob, sizeof blob, "blob %lld", (long long)d->have);
         rc = digest_is(d, EVP_sha1(), blob, (size_t)n + 1, f->git_sha1, "git object id");
@@ -575,9 +590,9 @@ static int transfer(struct http *h, struct download *d, bool *again)
 
     *again = false;
     /* Another URL's part (another mirror's) is gone on with only where the whole can be checked. */
-    if (d->have && !same && !d->f->sha256 && !d->f->git_sha1 && (rc = truncate_part(d)) < 0)
+    if (d->have && !same && !can_check(d->f) && (rc = truncate_part(h, d)) < 0)
         goto out;
-    if (d->have && d->f->size >= 0 && d->have > d->f->size && (rc = truncate_part(d)) < 0)
+    if (d->have && d->f->size >= 0 && d->have > d->f->size && (rc = truncate_part(h, d)) < 0)
         goto out;
     if (d->have && d->have == d->f->size) { /* was whole, but not yet checked, when it was stopped */
         d->resumed = true;
@@ -605,23 +620,23 @@ static int transfer(struct http *h, struct download *d, bool *again)
     rc = perform(h, d->f->url, again);
     h->dl = NULL;
     if (fflush(d->file) && rc == ERR_OK)
-        rc = err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        rc = disk_error(h, d->part);
     if (rc == ERR_OK && !d->started) /* 200 and no body: an empty file */
-        rc = d->have ? truncate_part(d) : ERR_OK;
+        rc = d->have ? truncate_part(h, d) : ERR_OK;
     else if (rc == ERR_OK && d->total >= 0 && d->have < d->total) {
         rc = err_set(ERR_IO, "the connection ended after %lld of %lld bytes", (long long)d->have, (long long)d->total);
         *again = true;
     } else if (rc < 0 && h->status == 416 && d->asked_at) {
         /* Nothing after what we have: either that is all, or it is a part of something else. */
-        if (h->range_total == d->have || (h->range_total < 0 && (d->f->sha256 || d->f->git_sha1)))
+        if (h->range_total == d->have || (h->range_total < 0 && can_check(d->f)))
             rc = ERR_OK;
-        else if ((rc = truncate_part(d)) == ERR_OK) {
+        else if ((rc = truncate_part(h, d)) == ERR_OK) {
             rc = err_set(ERR_IO, "the server has fewer bytes than are here; starting over");
             *again = true;
         }
     } else if (rc < 0 && d->wrong_range) { /* do without ranges */
         char *why = xstrdup(err_text());
-        if (truncate_part(d) == ERR_OK) {
+        if (truncate_part(h, d) == ERR_OK) {
             err_set(ERR_IO, "%s", why);
             *again = true;
         }
@@ -643,11 +658,12 @@ int http_download(struct http *h, const struct http_file *f)
     int fails = 0;
     char *dir = path_dirname(f->path);
     int rc = mkdir_p(dir);
+    h->disk = rc < 0;
     free(dir);
     d.part = xasprintf("%s.incomplete", f->path);
     d.tag = xasprintf("%s.incomplete.tag", f->path);
     if (rc == ERR_OK)
-        rc = open_part(&d);
+        rc = open_part(h, &d);
     while (rc == ERR_OK) {
         d.got_new = false;
         rc = transfer(h, &d, &again);
@@ -656,7 +672,7 @@ int http_download(struct http *h, const struct http_file *f)
             if (rc != ERR_FORMAT || !d.resumed || !second_chance)
                 break;
             second_chance = false; /* perhaps the part was bad from before */
-            rc = truncate_part(&d);
+            rc = truncate_part(h, &d);
             continue;
         }
         fails = d.got_new ? 1 : fails + 1;
@@ -667,9 +683,9 @@ int http_download(struct http *h, const struct http_file *f)
     if (d.file && fflush(d.file) == 0 && rc == ERR_OK)
         fsync(fileno(d.file));
     if (d.file && fclose(d.file) && rc == ERR_OK)
-        rc = err_set(ERR_IO, "%s: %s", d.part, strerror(errno));
+        rc = disk_error(h, d.part);
     if (rc == ERR_OK && rename(d.part, f->path))
-        rc = err_set(ERR_IO, "%s: %s", f->path, strerror(errno));
+        rc = disk_error(h, f->path);
     if (rc == ERR_OK)
         unlink(d.tag);
     else if (rc == ERR_FORMAT || rc == ERR_NOMEM)

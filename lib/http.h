@@ -40,6 +40,7 @@ struct http_reply {
     int status;             /* 0: no answer */
     const char *error_code; /* X-Error-Code and X-Error-Message, as hubs send; "" if none */
     const char *error_text;
+    bool disk;              /* not the network: the file could not be written here */
 };
 struct http_reply http_last(const struct http *h);
 
@@ -57,6 +58,7 @@ struct http_file {
                                PATH.incomplete.tag, which says of what it is a part */
     int64_t size;           /* in bytes, if known; else -1 */
     const char *sha256;     /* 64 hexadecimal digits; NULL if unknown */
+    const char *md5;        /* 32 digits, where a publisher gives no more; NULL if unknown */
     const char *git_sha1;   /* git's object id (SHA-1 of "blob SIZE\0" and the content); NULL if unknown */
     const char *magic;      /* the bytes it must begin with; NULL: any */
     size_t n_magic;
