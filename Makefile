@@ -53,7 +53,7 @@ OCCT_INC := -isystem /usr/include/opencascade
 OCCT_LIBS := -lTKSTEP -lTKSTEPBase -lTKSTEPAttr -lTKSTEP209 -lTKXSBase -lTKXDESTEP -lTKXCAF -lTKLCAF -lTKCAF -lTKOffset -lTKFillet -lTKBool -lTKBO -lTKPrim -lTKMesh -lTKShHealing -lTKTopAlgo \
   -lTKGeomAlgo -lTKBRep -lTKGeomBase -lTKG3d -lTKG2d -lTKMath -lTKernel
 FAISS_LIBS := -lfaiss -fopenmp -lblas -llapack
-BASE_LIBS := -lsqlite3 -ljansson -lcrypto -lpcre2-8 -larchive -lcurl -lpng -lz -lm -ldl
+BASE_LIBS := -lsqlite3 -ljansson -lcrypto -lpcre2-8 -lutf8proc -larchive -lcurl -lpng -lz -lm -ldl
 
 # ---- sources ---------------------------------------------------------------
 LIB_SRC := $(wildcard lib/*.c)
