@@ -1,12 +1,13 @@
 /* step-restore: annotated or generated STEP text back to plain files. */
 #include "lib/step_prep.h"
+#include "lib/step_reference.h"
 #include "lib/tool.h"
 
 static const char *out, *mode = "strict";
 
 static struct opt options[] = {
     {.name = "out", .type = OPT_STR, .value = &out, .arg = "OUT", .help = "file or directory to write", .flags = OPT_REQUIRED},
-    {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict",
+    {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
      .help = "strict: mends, and checks that the result is Part 21; reference: the original's bytes"},
     {0},
 };
@@ -47,12 +48,20 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     return ERR_OK;
 }
 
+static int convert_reference(void *ctx, int worker, const char *path, const struct file_map *in, struct buf *text,
+                             struct buf *note)
+{
+    (void)ctx, (void)worker, (void)path, (void)note;
+    step_reference_restore(in->data, in->size, text);
+    return ERR_OK;
+}
+
 int main(int argc, char **argv)
 {
     struct tool t;
     tool_start(&t, &spec, argc, argv);
     int rc = tool_begin(&t);
     if (rc == ERR_OK)
-        rc = tool_map_files(&t, &(struct tool_map){.in = t.args.v[0], .out = out, .what = "restoring", .convert = convert});
+        rc = tool_map_files(&t, &(struct tool_map){.in = t.args.v[0], .out = out, .what = "restoring", .convert = strcmp(mode, "strict") ? convert_reference : convert});
     return tool_finish(&t, rc);
 }

@@ -1,5 +1,6 @@
 /* step-round: shorter reals in STEP files. */
 #include "lib/step_prep.h"
+#include "lib/step_reference.h"
 #include "lib/tool.h"
 
 static const char *out, *mode = "strict";
@@ -13,7 +14,7 @@ static struct opt options[] = {
      .help = "strict: but at least N significant digits; 0 lets small values become 0.", .max = 17},
     {.name = "flush", .type = OPT_REAL, .value = &flush, .arg = "X", .help = "strict: values below X in size become 0.",
      .max = 1},
-    {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict",
+    {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
      .help = "strict: the reals of the data alone; reference: as the original, text and header too"},
     {0},
 };
@@ -51,12 +52,20 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     return ERR_OK;
 }
 
+static int convert_reference(void *ctx, int worker, const char *path, const struct file_map *in, struct buf *text,
+                             struct buf *note)
+{
+    (void)ctx, (void)worker, (void)path, (void)note;
+    step_reference_round(in->data, in->size, (int)digits, text);
+    return ERR_OK;
+}
+
 int main(int argc, char **argv)
 {
     struct tool t;
     tool_start(&t, &spec, argc, argv);
     int rc = tool_begin(&t);
     if (rc == ERR_OK)
-        rc = tool_map_files(&t, &(struct tool_map){.in = t.args.v[0], .out = out, .what = "rounding", .convert = convert});
+        rc = tool_map_files(&t, &(struct tool_map){.in = t.args.v[0], .out = out, .what = "rounding", .convert = strcmp(mode, "strict") ? convert_reference : convert});
     return tool_finish(&t, rc);
 }
