@@ -103,17 +103,17 @@ $(O)/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(DEP) -c $< -o $@
 
-$(O)/shim/torch%.o: shim/torch%.cc
+$(TORCH_OBJ): $(O)/%.o: %.cc
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(TORCH_INC) $(CXXFLAGS) $(DEP) -c $< -o $@
 
-$(O)/shim/occt%.o: shim/occt%.cc
+$(OCCT_OBJ): $(O)/%.o: %.cc
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(OCCT_INC) $(CXXFLAGS) $(DEP) -c $< -o $@
 
-$(O)/shim/faiss%.o: shim/faiss%.cc
+$(FAISS_OBJ): $(O)/%.o: %.cc
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(DEP) -c $< -o $@
