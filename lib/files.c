@@ -148,6 +148,27 @@ bool path_has_suffix(const char *path, const char *suffix)
     return n >= k && !strcasecmp(path + n - k, suffix);
 }
 
+const char *path_unsafe(const char *rel)
+{
+    if (!*rel || strlen(rel) > 1000)
+        return "empty or too long";
+    bool drive = ((rel[0] | 32) >= 'a' && (rel[0] | 32) <= 'z') && rel[1] == ':';
+    if (*rel == '/' || drive || strchr(rel, '\\'))
+        return "absolute";
+    for (const char *p = rel; *p; p++)
+        if ((unsigned char)*p < 32 || *p == 127)
+            return "control characters";
+    for (const char *p = rel; *p;) {
+        size_t n = strcspn(p, "/");
+        if ((n == 2 && !strncmp(p, "..", 2)) || (n == 1 && *p == '.'))
+            return "leads out of the folder";
+        if (!n || n > 250)
+            return "an empty or too long part";
+        p += n + (p[n] == '/');
+    }
+    return NULL;
+}
+
 int mkdir_p(const char *dir)
 {
     if (path_is_dir(dir))

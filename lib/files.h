@@ -37,6 +37,9 @@ char *path_dirname(const char *path);          /* "." when there is none */
 const char *path_basename(const char *path);   /* borrowed, inside path */
 char *path_stem(const char *path);             /* base name less its last suffix */
 bool path_has_suffix(const char *path, const char *suffix); /* ".step": case-insensitive */
+/* A relative path from an archive, a server or another untrusted place: NULL when it may
+ * be used below a folder, or why not ("absolute", "leads out of the folder", ...). */
+const char *path_unsafe(const char *rel);
 int mkdir_p(const char *dir);
 int remove_tree(const char *dir);              /* rm -r; missing is fine; never follows links */
 

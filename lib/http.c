@@ -526,15 +526,15 @@ static int open_part(struct http *h, struct download *d)
     return ERR_OK;
 }
 
-static int digest_is(const struct download *d, const EVP_MD *md, const char *prefix, size_t n_prefix, const char *want,
+static int digest_is(const char *path, const EVP_MD *md, const char *prefix, size_t n_prefix, const char *want,
                      const char *what)
 {
     char block[1 << 16], hex[2 * EVP_MAX_MD_SIZE + 1];
     unsigned char sum[EVP_MAX_MD_SIZE];
     unsigned n_sum = 0;
-    FILE *f = fopen(d->part, "rb");
+    FILE *f = fopen(path, "rb");
     if (!f)
-        return err_set(ERR_IO, "%s: %s", d->part, strerror(errno));
+        return err_set(ERR_IO, "%s: %s", path, strerror(errno));
     EVP_MD_CTX *c = EVP_MD_CTX_new();
     EVP_DigestInit_ex(c, md, NULL);
     EVP_DigestUpdate(c, prefix, n_prefix);
@@ -545,17 +545,32 @@ static int digest_is(const struct download *d, const EVP_MD *md, const char *pre
     EVP_DigestFinal_ex(c, sum, &n_sum);
     EVP_MD_CTX_free(c);
     if (bad)
-        return err_set(ERR_IO, "%s: cannot read back", d->part);
+        return err_set(ERR_IO, "%s: cannot read back", path);
     for (unsigned i = 0; i < n_sum; i++)
         snprintf(hex + 2 * i, 3, "%02x", sum[i]);
     return strcasecmp(hex, want) ? err_set(ERR_FORMAT, "its %s is %s, and should be %s", what, hex, want) : ERR_OK;
+}
+
+/* Compares whatever sums are known. */
+static int check_sums(const struct http_file *f, const char *path, int64_t size)
+{
+    char blob[40];
+    int rc = ERR_OK;
+    if (f->sha256)
+        rc = digest_is(path, EVP_sha256(), "", 0, f->sha256, "SHA-256");
+    if (rc == ERR_OK && f->md5)
+        rc = digest_is(path, EVP_md5(), "", 0, f->md5, "MD5");
+    if (rc == ERR_OK && f->git_sha1) {
+        int n = snprintf(blob, sizeof blob, "blob %lld", (long long)size);
+        rc = digest_is(path, EVP_sha1(), blob, (size_t)n + 1, f->git_sha1, "git object id");
+    }
+    return rc;
 }
 
 /* The whole file is there: is it the right one? */
 static int check_whole(struct download *d)
 {
     const struct http_file *f = d->f;
-    char blob[40];
     int rc = ERR_OK;
     if (f->size >= 0 && d->have != f->size)
         rc = err_set(ERR_FORMAT, "is %lld bytes long, and should be %lld", (long long)d->have, (long long)f->size);
@@ -563,14 +578,8 @@ static int check_whole(struct download *d)
         rc = err_set(ERR_FORMAT, "is only %lld bytes long", (long long)d->have);
     else if ((rc = check_magic(d)) < 0)
         return rc;
-    if (rc == ERR_OK && f->sha256)
-        rc = digest_is(d, EVP_sha256(), "", 0, f->sha256, "SHA-256");
-    if (rc == ERR_OK && f->md5)
-        rc = digest_is(d, EVP_md5(), "", 0, f->md5, "MD5");
-    if (rc == ERR_OK && f->git_sha1) {
-        int n = snprintf(blob, sizeof blob, "blob %lld", (long long)d->have);
-        rc = digest_is(d, EVP_sha1(), blob, (size_t)n + 1, f->git_sha1, "git object id");
-    }
+    if (rc == ERR_OK)
+        rc = check_sums(f, d->part, d->have);
     if (rc < 0) {
         char *url = http_shown_url(f->url);
         rc = err_wrap("%s", url);
@@ -656,6 +665,12 @@ int http_download(struct http *h, const struct http_file *f)
     struct download d = {.f = f, .total = -1};
     bool again, second_chance = true;
     int fails = 0;
+    uint64_t size;
+    int64_t mtime;
+    forget_reply(h);
+    if (can_check(f) && path_exists(f->path) && file_stamp(f->path, &size, &mtime) == ERR_OK &&
+        (f->size < 0 || (int64_t)size == f->size) && check_sums(f, f->path, (int64_t)size) == ERR_OK)
+        return ERR_OK; /* has been brought before */
     char *dir = path_dirname(f->path);
     int rc = mkdir_p(dir);
     h->disk = rc < 0;

@@ -68,7 +68,8 @@ struct http_file {
 };
 /* Brings the file, going on where PATH.incomplete ends if that is a part of the same thing: by
  * ETag or date where the server has them, in any case by size and checksum.  A checksum
- * that fails after resuming is given one more chance from the start.
+ * that fails after resuming is given one more chance from the start.  A PATH that is there
+ * already and has the right checksum is left as it is.
  * ERR_IO: could not be had (http_last()); ERR_FORMAT: it is not what was asked for: wrong
  * length, checksum or beginning, and nothing of it is kept; ERR_NOMEM: over max_bytes. */
 int http_download(struct http *h, const struct http_file *f);

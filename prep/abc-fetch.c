@@ -16,7 +16,7 @@
 #include "lib/tool.h"
 
 /* Against archives made to fill disks: real chunks unpack to some 10 times their size. */
-enum { MAX_RATIO = 300, RATIO_SLACK = 64 << 20, MAX_ENTRIES = 1000000, MAX_PATH = 1000 };
+enum { MAX_RATIO = 300, RATIO_SLACK = 64 << 20, MAX_ENTRIES = 1000000 };
 
 static const unsigned char MAGIC_7Z[] = {'7', 'z', 0xBC, 0xAF, 0x27, 0x1C};
 
@@ -188,6 +188,36 @@ static int read_list(struct chunk_list *l)
     return rc;
 }
 
+static void list_release(struct chunk_list *l)
+{
+    for (size_t i = 0; i < l->n; i++) {
+        struct chunk *c = &l->v[i];
+        for (size_t k = 0; k < c->at.n; k++)
+            free((char *)c->at.v[k]);
+        free(c->at.v);
+        free(c->name);
+        free(c->sha256);
+        free(c->md5);
+    }
+    free(l->v);
+}
+
+/* Puts the chunks from n on, which are not wanted, out. */
+static void list_cut(struct chunk_list *l, size_t n)
+{
+    struct chunk_list rest = {.v = xmalloc((l->n - n + 1) * sizeof *rest.v), .n = l->n - n};
+    memcpy(rest.v, l->v + n, rest.n * sizeof *rest.v);
+    l->n = n;
+    list_release(&rest);
+}
+
+static void list_swap(struct chunk_list *l, size_t a, size_t b)
+{
+    struct chunk t = l->v[a];
+    l->v[a] = l->v[b];
+    l->v[b] = t;
+}
+
 /* Keeps the chunks that --chunks names. */
 static int choose(struct chunk_list *l)
 {
@@ -220,8 +250,8 @@ static int choose(struct chunk_list *l)
     size_t n = 0;
     for (size_t i = 0; i < l->n; i++)
         if (keep[i])
-            l->v[n++] = l->v[i];
-    l->n = n;
+            list_swap(l, n++, i);
+    list_cut(l, n);
     free(keep);
     free(text);
     return rc;
@@ -320,29 +350,6 @@ static void on_bytes(void *ctx, int64_t n, int64_t total)
         pthread_mutex_unlock(&f->lock);
     }
     progress_add((uint64_t)n, 0);
-}
-
-/* NULL, or why a path of an archive may not be written. */
-static const char *bad_path(const char *path)
-{
-    if (!*path || strlen(path) > MAX_PATH)
-        return "unsafe path: empty or too long";
-    if (*path == '/' || strchr(path, '\\') || (isalpha((unsigned char)path[0]) && path[1] == ':'))
-        return "unsafe path: absolute";
-    for (const char *p = path; *p;) {
-        size_t n = strcspn(p, "/");
-        if ((n == 2 && !strncmp(p, "..", 2)) || (n == 1 && *p == '.'))
-            return "unsafe path: leads out of the folder";
-        if (!n || n > 250)
-            return "unsafe path: an empty or too long part";
-        if (*p == '.')
-            return "unsafe path: a hidden file";
-        p += n + (p[n] == '/');
-    }
-    for (const char *p = path; *p; p++)
-        if ((unsigned char)*p < 32 || *p == 127)
-            return "unsafe path: control characters";
-    return NULL;
 }
 
 static int model_item(struct job *j, const char *item, const char *state, const char *reason, const char *output,
@@ -492,10 +499,14 @@ static int unpack(struct job *j, const char *archive_path)
             path += 2;
         if (archive_entry_filetype(e) == AE_IFDIR)
             continue;
-        const char *bad = bad_path(path);
-        if (bad)
-            rc = model_item(j, path, "failed", bad, NULL, -1, 0);
-        else if (archive_entry_filetype(e) != AE_IFREG || archive_entry_hardlink(e) || archive_entry_symlink(e))
+        const char *bad = path_unsafe(path);
+        if (!bad && (*path == '.' || strstr(path, "/.")))
+            bad = "hidden";
+        if (bad) {
+            char why[100];
+            snprintf(why, sizeof why, "unsafe path: %s", bad);
+            rc = model_item(j, path, "failed", why, NULL, -1, 0);
+        } else if (archive_entry_filetype(e) != AE_IFREG || archive_entry_hardlink(e) || archive_entry_symlink(e))
             rc = model_item(j, path, "failed", "a link or special file: not unpacked", NULL, -1, 0);
         else if (archive_entry_is_encrypted(e))
             rc = model_item(j, path, "failed", "encrypted", NULL, -1, 0);
@@ -638,15 +649,15 @@ static int run(struct tool *t)
     if (rc == ERR_OK && t->shard_n > 1) {
         size_t n = 0;
         for (size_t i = (size_t)t->shard_i - 1; i < f.list.n; i += (size_t)t->shard_n)
-            f.list.v[n++] = f.list.v[i];
-        f.list.n = n;
+            list_swap(&f.list, n++, i);
+        list_cut(&f.list, n);
     }
     if (rc == ERR_OK)
         rc = mkdir_p(out_dir);
     if (rc == ERR_OK)
         rc = tool_begin(t);
     if (rc < 0)
-        return rc;
+        goto out;
     for (size_t i = 0; i < f.list.n; i++)
         n_unverified += f.list.v[i].unverified;
     if (n_unverified && !mirrors.n)
@@ -656,6 +667,8 @@ static int run(struct tool *t)
     rc = pool_run(&(struct pool_job){.n = f.list.n, .threads = t->threads, .work = fetch_chunk, .done = chunk_done, .ctx = &f});
     progress_end();
     tool_print(t, "%zu models of %zu chunks in %s\n", f.n_models, f.list.n, out_dir);
+out:
+    list_release(&f.list);
     return rc;
 }
 
