@@ -203,8 +203,14 @@ int tool_item(struct tool *t, const struct run_item *item)
         t->n_skipped++;
     else
         t->n_done++;
-    if (failed)
-        log_warn("%s: %s", item->item, item->reason ? item->reason : "failed");
+    if (failed) {
+        /* Most reasons name the file and place already. */
+        const char *reason = item->reason ? item->reason : "failed", *named = strstr(reason, item->item);
+        if (named && named[strlen(item->item)] == ':')
+            log_warn("%s", reason);
+        else
+            log_warn("%s: %s", item->item, reason);
+    }
     if (item->result && *item->result)
         tool_json_line(t, item->result);
     return t->db ? rundb_item(t->db, item) : ERR_OK;
