@@ -179,7 +179,7 @@ static void add_used(struct id_set *set, uint64_t id)
 
 static bool is_used(const struct id_set *set, uint64_t id)
 {
-    return bsearch(&id, set->v, set->n, sizeof id, by_value) != NULL;
+    return set->n && bsearch(&id, set->v, set->n, sizeof id, by_value);
 }
 
 /* What the file itself tells of keys that no annotation gives. */
@@ -203,7 +203,8 @@ static void prepare_guesses(struct mend *m)
             }
         }
     }
-    qsort(m->used.v, m->used.n, sizeof *m->used.v, by_value);
+    if (m->used.n)
+        qsort(m->used.v, m->used.n, sizeof *m->used.v, by_value);
 }
 
 /* The instance for a key without annotation: lists of a presentation hold the styled
@@ -236,7 +237,8 @@ static struct key *keys_of(struct mend *m, size_t i, size_t next, size_t *from, 
     while (*from < m->n_keys && m->keys[*from].statement <= next)
         (*from)++;
     *n = (size_t)(m->keys + *from - first);
-    qsort(first, *n, sizeof *first, by_key);
+    if (*n)
+        qsort(first, *n, sizeof *first, by_key);
     return first;
 }
 
