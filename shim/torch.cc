@@ -1,0 +1,707 @@
+// torch.cc: the tensor shim over ATen.  See torch.h.
+#include "shim/torch.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+#include <dlfcn.h>
+
+#include <cmath>
+#include <cstring>
+
+#include <vector>
+
+#include "lib/err.h"
+
+struct th_tensor {
+    at::Tensor t;
+};
+
+namespace {
+
+thread_local std::vector<th_tensor *> stack; // handles of the open scopes, oldest first
+
+at::ScalarType scalar(th_dtype t)
+{
+    switch (t) {
+    case TH_F32: return at::kFloat;
+    case TH_BF16: return at::kBFloat16;
+    case TH_F16: return at::kHalf;
+    case TH_F64: return at::kDouble;
+    case TH_I64: return at::kLong;
+    case TH_I32: return at::kInt;
+    case TH_U8: return at::kByte;
+    case TH_BOOL: return at::kBool;
+    }
+    return at::kFloat;
+}
+
+at::Device device(th_device d)
+{
+    return d == TH_CUDA ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
+at::TensorOptions options(th_dtype t, th_device d)
+{
+    return at::TensorOptions().dtype(scalar(t)).device(device(d));
+}
+
+th_tensor *own(at::Tensor &&t)
+{
+    th_tensor *h = new th_tensor{std::move(t)};
+    stack.push_back(h);
+    return h;
+}
+
+// The one place where C++ exceptions become codes: the text is copied where it is caught.
+int caught() noexcept
+{
+    try {
+        throw;
+    } catch (const c10::OutOfMemoryError &e) {
+        return err_set(ERR_NOMEM, "out of device memory: %s", e.what_without_backtrace());
+    } catch (const c10::Error &e) {
+        return err_set(ERR_EXTERN, "libtorch: %s", e.what_without_backtrace());
+    } catch (const std::bad_alloc &) {
+        return err_set(ERR_NOMEM, "out of memory");
+    } catch (const std::exception &e) {
+        return err_set(ERR_EXTERN, "libtorch: %s", e.what());
+    } catch (...) {
+        return err_set(ERR_EXTERN, "libtorch: unknown exception");
+    }
+}
+
+// Runs f, which returns a tensor, below autograd: nothing here needs its bookkeeping.
+template <typename F> th_tensor *op(F &&f) noexcept
+{
+    try {
+        at::AutoDispatchBelowADInplaceOrView guard;
+        return own(f());
+    } catch (...) {
+        caught();
+        return nullptr;
+    }
+}
+
+template <typename F> int run(F &&f) noexcept
+{
+    try {
+        at::AutoDispatchBelowADInplaceOrView guard;
+        f();
+        return ERR_OK;
+    } catch (...) {
+        return caught();
+    }
+}
+
+int failed()
+{
+    return err_code() < 0 ? err_code() : err_set(ERR_EXTERN, "an operand is missing");
+}
+
+at::IntArrayRef dims(int rank, const int64_t *shape)
+{
+    return at::IntArrayRef(shape, (size_t)rank);
+}
+
+} // namespace
+
+#define NEED1(a) do { if (!(a)) { failed(); return nullptr; } } while (0)
+#define NEED2(a, b) do { if (!(a) || !(b)) { failed(); return nullptr; } } while (0)
+#define NEED3(a, b, c) do { if (!(a) || !(b) || !(c)) { failed(); return nullptr; } } while (0)
+#define HAVE2(a, b) do { if (!(a) || !(b)) return failed(); } while (0)
+#define HAVE3(a, b, c) do { if (!(a) || !(b) || !(c)) return failed(); } while (0)
+
+extern "C" {
+
+/* ---- process ---- */
+
+int th_device_open(const char *name, th_device *out)
+{
+    bool any = !strcmp(name, "auto");
+    *out = TH_CPU;
+    if (!strcmp(name, "cpu"))
+        return ERR_OK;
+    if (!any && strcmp(name, "cuda"))
+        return err_set(ERR_USAGE, "device '%s': cpu, cuda or auto is due", name);
+    static void *lib;
+    if (!lib)
+        lib = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+    if (!lib)
+        return any ? ERR_OK : err_set(ERR_EXTERN, "cannot load libtorch's CUDA part: %s (see make info)", dlerror());
+    int rc = run([&] {
+        at::globalContext().lazyInitDevice(at::kCUDA);
+        if (at::globalContext().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0)
+            *out = TH_CUDA;
+    });
+    if (rc == ERR_OK && *out != TH_CUDA)
+        rc = err_set(ERR_EXTERN, "no CUDA device is visible");
+    return any ? ERR_OK : rc;
+}
+
+void th_set_threads(int n)
+{
+    run([&] { at::set_num_threads(n); });
+}
+
+void th_seed(uint64_t seed)
+{
+    run([&] { at::manual_seed(seed); });
+}
+
+void th_deterministic(bool on)
+{
+    run([&] {
+        at::globalContext().setDeterministicAlgorithms(on, false);
+        at::globalContext().setDeterministicCuDNN(on);
+    });
+}
+
+void th_sync(th_device d)
+{
+    if (d == TH_CUDA)
+        run([] { c10::impl::VirtualGuardImpl(at::kCUDA).synchronizeDevice(0); });
+}
+
+void th_memory(th_device d, size_t *used, size_t *peak, size_t *free_bytes)
+{
+    *used = *peak = *free_bytes = 0;
+    if (d != TH_CUDA)
+        return;
+    run([&] {
+        auto *a = c10::getDeviceAllocator(at::kCUDA);
+        auto s = a->getDeviceStats(0);
+        *used = (size_t)s.allocated_bytes[0].current;
+        *peak = (size_t)s.allocated_bytes[0].peak;
+        *free_bytes = a->getMemoryInfo(0).first;
+    });
+}
+
+void th_memory_reset_peak(th_device d)
+{
+    if (d == TH_CUDA)
+        run([] { c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(0); });
+}
+
+size_t th_dtype_size(th_dtype t)
+{
+    return c10::elementSize(scalar(t));
+}
+
+/* ---- handles ---- */
+
+size_t th_scope_begin(void)
+{
+    return stack.size();
+}
+
+void th_scope_end(size_t scope)
+{
+    while (stack.size() > scope) {
+        delete stack.back(); // kept handles left a null
+        stack.pop_back();
+    }
+}
+
+th_tensor *th_keep(th_tensor *x)
+{
+    for (size_t i = stack.size(); x && i-- > 0;)
+        if (stack[i] == x) {
+            stack[i] = nullptr;
+            break;
+        }
+    return x;
+}
+
+void th_free(th_tensor *x)
+{
+    delete x;
+}
+
+th_tensor *th_alias(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return x->t; });
+}
+
+int th_rank(const th_tensor *x) { return (int)x->t.dim(); }
+int64_t th_size(const th_tensor *x, int dim) { return x->t.sizes()[(size_t)(dim < 0 ? dim + x->t.dim() : dim)]; }
+int64_t th_numel(const th_tensor *x) { return x->t.numel(); }
+th_device th_device_of(const th_tensor *x) { return x->t.is_cuda() ? TH_CUDA : TH_CPU; }
+
+th_dtype th_dtype_of(const th_tensor *x)
+{
+    for (int t = TH_F32; t <= TH_BOOL; t++)
+        if (x->t.scalar_type() == scalar((th_dtype)t))
+            return (th_dtype)t;
+    return TH_F32;
+}
+
+/* ---- making, moving ---- */
+
+th_tensor *th_empty(int rank, const int64_t *shape, th_dtype t, th_device d)
+{
+    return op([&] { return at::empty(dims(rank, shape), options(t, d)); });
+}
+
+th_tensor *th_zeros(int rank, const int64_t *shape, th_dtype t, th_device d)
+{
+    return op([&] { return at::zeros(dims(rank, shape), options(t, d)); });
+}
+
+th_tensor *th_borrow(const void *data, int rank, const int64_t *shape, th_dtype t)
+{
+    return op([&] { return at::from_blob(const_cast<void *>(data), dims(rank, shape), options(t, TH_CPU)); });
+}
+
+th_tensor *th_from(const void *data, int rank, const int64_t *shape, th_dtype t, th_device d)
+{
+    return op([&] {
+        return at::from_blob(const_cast<void *>(data), dims(rank, shape), options(t, TH_CPU)).to(device(d), scalar(t), false, true);
+    });
+}
+
+th_tensor *th_to(th_tensor *x, th_dtype t, th_device d)
+{
+    NEED1(x);
+    return op([&] { return x->t.to(device(d), scalar(t)); });
+}
+
+th_tensor *th_clone(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return x->t.clone(at::MemoryFormat::Contiguous); });
+}
+
+int th_copy_(th_tensor *dst, th_tensor *src)
+{
+    HAVE2(dst, src);
+    return run([&] { dst->t.copy_(src->t); });
+}
+
+int th_fill_(th_tensor *x, double v)
+{
+    HAVE2(x, x);
+    return run([&] { x->t.fill_(v); });
+}
+
+int th_normal_(th_tensor *x, double mean, double std)
+{
+    HAVE2(x, x);
+    return run([&] { x->t.normal_(mean, std); });
+}
+
+int th_read(th_tensor *x, void *out)
+{
+    HAVE2(x, x);
+    return run([&] {
+        at::Tensor c = x->t.to(at::kCPU).contiguous();
+        memcpy(out, c.const_data_ptr(), c.nbytes());
+    });
+}
+
+double th_item(th_tensor *x)
+{
+    double v = NAN;
+    if (x)
+        run([&] { v = x->t.item().toDouble(); });
+    return v;
+}
+
+void *th_data(th_tensor *x)
+{
+    return x ? x->t.data_ptr() : nullptr;
+}
+
+/* ---- views ---- */
+
+th_tensor *th_reshape(th_tensor *x, int rank, const int64_t *shape)
+{
+    NEED1(x);
+    return op([&] { return x->t.reshape(dims(rank, shape)); });
+}
+
+th_tensor *th_narrow(th_tensor *x, int dim, int64_t start, int64_t length)
+{
+    NEED1(x);
+    return op([&] { return x->t.narrow(dim, start, length); });
+}
+
+th_tensor *th_transpose(th_tensor *x, int a, int b)
+{
+    NEED1(x);
+    return op([&] { return x->t.transpose(a, b); });
+}
+
+th_tensor *th_contiguous(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return x->t.contiguous(); });
+}
+
+th_tensor *th_cat(th_tensor *const *v, int n, int dim)
+{
+    return op([&] {
+        std::vector<at::Tensor> list;
+        for (int i = 0; i < n; i++) {
+            TORCH_CHECK(v[i], "cat: an operand is missing");
+            list.push_back(v[i]->t);
+        }
+        return at::cat(list, dim);
+    });
+}
+
+th_tensor *th_repeat_interleave(th_tensor *x, int64_t n, int dim)
+{
+    NEED1(x);
+    return op([&] { return n == 1 ? x->t : at::repeat_interleave(x->t, n, dim); });
+}
+
+/* ---- arithmetic ---- */
+
+th_tensor *th_add(th_tensor *a, th_tensor *b, double alpha)
+{
+    NEED2(a, b);
+    return op([&] { return at::add(a->t, b->t, alpha); });
+}
+
+th_tensor *th_mul(th_tensor *a, th_tensor *b)
+{
+    NEED2(a, b);
+    return op([&] { return at::mul(a->t, b->t); });
+}
+
+th_tensor *th_scale(th_tensor *a, double s)
+{
+    NEED1(a);
+    return op([&] { return at::mul(a->t, s); });
+}
+
+th_tensor *th_sum(th_tensor *x, int dim, bool keep_dim)
+{
+    NEED1(x);
+    return op([&] { return at::sum(x->t, {dim}, keep_dim); });
+}
+
+th_tensor *th_sum_all(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::sum(x->t, at::kFloat); });
+}
+
+th_tensor *th_norm(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::norm(x->t, 2, at::kFloat); });
+}
+
+int th_add_(th_tensor *a, th_tensor *b, double alpha)
+{
+    HAVE2(a, b);
+    return run([&] { a->t.add_(b->t, alpha); });
+}
+
+int th_mul_(th_tensor *a, th_tensor *b)
+{
+    HAVE2(a, b);
+    return run([&] { a->t.mul_(b->t); });
+}
+
+int th_scale_(th_tensor *a, double s)
+{
+    HAVE2(a, a);
+    return run([&] { a->t.mul_(s); });
+}
+
+int th_addcmul_(th_tensor *a, th_tensor *b, th_tensor *c, double value)
+{
+    HAVE3(a, b, c);
+    return run([&] { a->t.addcmul_(b->t, c->t, value); });
+}
+
+int th_addcdiv_(th_tensor *a, th_tensor *b, th_tensor *c, double value)
+{
+    HAVE3(a, b, c);
+    return run([&] { a->t.addcdiv_(b->t, c->t, value); });
+}
+
+th_tensor *th_sqrt_plus(th_tensor *x, double eps)
+{
+    NEED1(x);
+    return op([&] { return at::sqrt(x->t).add_(eps); });
+}
+
+/* ---- matrix products ---- */
+
+th_tensor *th_matmul(th_tensor *a, th_tensor *b)
+{
+    NEED2(a, b);
+    return op([&] { return at::matmul(a->t, b->t); });
+}
+
+th_tensor *th_linear(th_tensor *x, th_tensor *w, th_tensor *bias)
+{
+    NEED2(x, w);
+    return op([&] {
+        // One product of two matrices, whatever the rank of x: below autograd at::linear would
+        // not fold the leading dimensions.
+        auto shape = x->t.sizes().vec();
+        at::Tensor m = x->t.reshape({-1, shape.back()});
+        at::Tensor y = bias ? at::addmm(bias->t, m, w->t.t()) : at::mm(m, w->t.t());
+        shape.back() = w->t.size(0);
+        return y.reshape(shape);
+    });
+}
+
+int th_addmm_(th_tensor *out, th_tensor *a, th_tensor *b, double beta, double alpha)
+{
+    HAVE3(out, a, b);
+    return run([&] { out->t.addmm_(a->t, b->t, beta, alpha); });
+}
+
+/* ---- the transformer's ---- */
+
+th_tensor *th_embedding(th_tensor *w, th_tensor *ids)
+{
+    NEED2(w, ids);
+    return op([&] { return at::embedding(w->t, ids->t); });
+}
+
+th_tensor *th_rms_norm(th_tensor *x, th_tensor *w, double eps, th_tensor **rstd)
+{
+    NEED2(x, w);
+    return op([&] {
+        at::Tensor f = x->t.to(at::kFloat);
+        at::Tensor r = at::rsqrt(at::mean(at::square(f), {-1}, true).add_(eps));
+        // Hugging Face's order: normalise in float32, round, then weigh
+        at::Tensor y = at::mul(f, r).to(x->t.scalar_type()).mul_(w->t);
+        if (rstd)
+            *rstd = own(std::move(r));
+        return y;
+    });
+}
+
+th_tensor *th_rms_norm_backward(th_tensor *dy, th_tensor *x, th_tensor *w, th_tensor *rstd, th_tensor **dw)
+{
+    NEED3(dy, x, w);
+    NEED1(rstd);
+    return op([&] {
+        // n = x rstd;  dx = rstd (g - n mean(g n)), g = dy w;  dw = sum dy n
+        at::Tensor n = at::mul(x->t.to(at::kFloat), rstd->t);
+        at::Tensor g = at::mul(dy->t.to(at::kFloat), w->t);
+        if (dw)
+            *dw = own(at::mul(dy->t.to(at::kFloat), n).reshape({-1, w->t.size(0)}).sum(0).to(w->t.scalar_type()));
+        at::Tensor m = at::mean(at::mul(g, n), {-1}, true);
+        return g.sub_(n.mul_(m)).mul_(rstd->t).to(dy->t.scalar_type());
+    });
+}
+
+th_tensor *th_layer_norm(th_tensor *x, th_tensor *w, th_tensor *b, double eps)
+{
+    NEED3(x, w, b);
+    return op([&] { return at::layer_norm(x->t, w->t.sizes(), w->t, b->t, eps); });
+}
+
+th_tensor *th_silu(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::silu(x->t); });
+}
+
+th_tensor *th_silu_backward(th_tensor *dy, th_tensor *x)
+{
+    NEED2(dy, x);
+    return op([&] { return at::silu_backward(dy->t, x->t); });
+}
+
+th_tensor *th_gelu(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::gelu(x->t); });
+}
+
+th_tensor *th_rope(th_tensor *x, th_tensor *cos, th_tensor *sin, bool backward)
+{
+    NEED3(x, cos, sin);
+    return op([&] {
+        int64_t half = x->t.size(-1) / 2;
+        at::Tensor a = x->t.narrow(-1, 0, half), b = x->t.narrow(-1, half, half);
+        at::Tensor rotated = backward ? at::cat({b, a.neg()}, -1) : at::cat({b.neg(), a}, -1);
+        return at::mul(x->t, cos->t).add_(rotated.mul_(sin->t));
+    });
+}
+
+th_tensor *th_softmax(th_tensor *x, int dim)
+{
+    NEED1(x);
+    return op([&] { return at::softmax(x->t, dim); });
+}
+
+th_tensor *th_log_softmax(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::log_softmax(x->t, -1, at::kFloat); });
+}
+
+th_tensor *th_logsumexp(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::logsumexp(x->t.to(at::kFloat), {-1}); });
+}
+
+th_tensor *th_gather(th_tensor *x, int dim, th_tensor *index)
+{
+    NEED2(x, index);
+    return op([&] { return at::gather(x->t, dim, index->t); });
+}
+
+int th_scatter_add_(th_tensor *x, int dim, th_tensor *index, th_tensor *src)
+{
+    HAVE3(x, index, src);
+    return run([&] { x->t.scatter_add_(dim, index->t, src->t); });
+}
+
+th_tensor *th_index_select(th_tensor *x, int dim, th_tensor *index)
+{
+    NEED2(x, index);
+    return op([&] { return at::index_select(x->t, dim, index->t); });
+}
+
+int th_index_add_(th_tensor *x, int dim, th_tensor *index, th_tensor *src)
+{
+    HAVE3(x, index, src);
+    return run([&] { x->t.index_add_(dim, index->t, src->t); });
+}
+
+int th_index_copy_(th_tensor *x, int dim, th_tensor *index, th_tensor *src)
+{
+    HAVE3(x, index, src);
+    return run([&] { x->t.index_copy_(dim, index->t, src->t); });
+}
+
+th_tensor *th_argmax(th_tensor *x)
+{
+    NEED1(x);
+    return op([&] { return at::argmax(x->t, -1); });
+}
+
+th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v)
+{
+    NEED2(x, mask);
+    return op([&] { return at::masked_fill(x->t, mask->t, v); });
+}
+
+} // extern "C"
+
+/* ---- attention ---- */
+
+namespace {
+
+enum { FLASH_CPU = 1, CUDNN, MATH };
+
+// Without a fused kernel: the softmax's scores in float32, whole.  For what the fused kernels do
+// not take (float64, masks on CUDA), and as their twin in tests.
+at::Tensor scores(const at::Tensor &q, const at::Tensor &k, bool causal, const th_tensor *mask)
+{
+    int64_t s = q.size(2), t = k.size(2);
+    at::Tensor p = at::matmul(q, k.transpose(2, 3)).mul_(1 / std::sqrt((double)q.size(3)));
+    p = p.to(p.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+    if (causal)
+        p.masked_fill_(at::ones({s, t}, p.options().dtype(at::kBool)).triu_(1), -INFINITY);
+    if (mask)
+        p.masked_fill_(mask->t.logical_not(), -INFINITY);
+    return p;
+}
+
+at::Tensor expand_heads(const at::Tensor &x, int64_t h)
+{
+    return x.size(1) == h ? x : at::repeat_interleave(x, h / x.size(1), 1);
+}
+
+// The sum of the gradients of the query heads that shared a key or value head.
+at::Tensor fold_heads(const at::Tensor &g, int64_t h)
+{
+    return g.size(1) == h ? g : g.reshape({g.size(0), h, g.size(1) / h, g.size(2), g.size(3)}).sum(2);
+}
+
+} // namespace
+
+extern "C" {
+
+th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, th_tensor *mask, th_attention_saved *saved)
+{
+    NEED3(q, k, v);
+    return op([&] {
+        int64_t h = q->t.size(1);
+        if (saved)
+            *saved = th_attention_saved();
+        auto type = q->t.scalar_type();
+        if (q->t.is_cuda() && !mask && (type == at::kBFloat16 || type == at::kHalf) && q->t.size(2) > 1) {
+            auto r = at::_scaled_dot_product_cudnn_attention(q->t, k->t, v->t, {}, saved != nullptr, 0.0, causal, false, {});
+            if (saved) {
+                saved->kernel = CUDNN;
+                saved->lse = own(std::move(std::get<1>(r)));
+                saved->cum_q = own(std::move(std::get<2>(r)));
+                saved->cum_k = own(std::move(std::get<3>(r)));
+                saved->max_q = std::get<4>(r).expect_int();
+                saved->max_k = std::get<5>(r).expect_int();
+                saved->seed = own(std::move(std::get<6>(r)));
+                saved->offset = own(std::move(std::get<7>(r)));
+            }
+            return std::move(std::get<0>(r));
+        }
+        at::Tensor ke = expand_heads(k->t, h), ve = expand_heads(v->t, h);
+        if (!q->t.is_cuda() && type != at::kDouble) {
+            std::optional<at::Tensor> bias;
+            if (mask)
+                bias = at::zeros(mask->t.sizes(), q->t.options()).masked_fill_(mask->t.logical_not(), -INFINITY);
+            auto r = at::_scaled_dot_product_flash_attention_for_cpu(q->t, ke, ve, 0.0, causal, bias, {});
+            if (saved) {
+                saved->kernel = FLASH_CPU;
+                saved->lse = own(std::move(std::get<1>(r)));
+            }
+            return std::move(std::get<0>(r));
+        }
+        at::Tensor p = at::softmax(scores(q->t, ke, causal, mask), -1);
+        if (saved)
+            saved->kernel = MATH;
+        return at::matmul(p.to(type), ve);
+    });
+}
+
+int th_attention_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out, bool causal,
+                          const th_attention_saved *saved, th_tensor **dq, th_tensor **dk, th_tensor **dv)
+{
+    HAVE3(dout, q, k);
+    HAVE2(v, out);
+    return run([&] {
+        int64_t h = q->t.size(1), hk = k->t.size(1);
+        at::Tensor gq, gk, gv;
+        if (saved->kernel == CUDNN) {
+            std::tie(gq, gk, gv) = at::_scaled_dot_product_cudnn_attention_backward(
+                dout->t, q->t, k->t, v->t, out->t, saved->lse->t, saved->seed->t, saved->offset->t, at::Tensor(),
+                saved->cum_q->t, saved->cum_k->t, saved->max_q, saved->max_k, 0.0, causal, {});
+        } else if (saved->kernel == FLASH_CPU) {
+            std::tie(gq, gk, gv) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+                dout->t, q->t, expand_heads(k->t, h), expand_heads(v->t, h), out->t, saved->lse->t, 0.0, causal, {}, {});
+        } else {
+            // p = softmax(s), s = q k^T / sqrt(d):  ds = p (dp - sum(dp p)),  dp = dout v^T
+            at::Tensor ke = expand_heads(k->t, h), ve = expand_heads(v->t, h);
+            at::Tensor p = at::softmax(scores(q->t, ke, causal, nullptr), -1);
+            at::Tensor dp = at::matmul(dout->t, ve.transpose(2, 3)).to(p.scalar_type());
+            at::Tensor ds = at::mul(p, dp - at::mul(dp, p).sum(-1, true)).mul_(1 / std::sqrt((double)q->t.size(3)));
+            ds = ds.to(q->t.scalar_type());
+            gq = at::matmul(ds, ke);
+            gk = at::matmul(ds.transpose(2, 3), q->t);
+            gv = at::matmul(p.to(q->t.scalar_type()).transpose(2, 3), dout->t);
+        }
+        *dq = own(std::move(gq));
+        *dk = own(fold_heads(gk, hk));
+        *dv = own(fold_heads(gv, hk));
+    });
+}
+
+} // extern "C"
