@@ -21,7 +21,7 @@ beginning with '!', say what goes wrong; the rest is a file below ROOT:
     /!noetag/a             neither ETag nor date
     /!chunked/a            no Content-Length
 
-A request to hub paths (/api/...) or a chat (/v1/chat/completions) is answered by HUB and CHAT below.
+Hub paths (/api/..., .../resolve/...) and POSTs (a chat) are answered further below.
 """
 import hashlib
 import http.server
