@@ -66,13 +66,14 @@ struct part {
     enum part_status status;
     char *reason;   /* "" if ok */
     char *messages; /* what OpenCASCADE's reader said, one a line, the first 64 KiB */
-    int32_t n_roots;
+    int32_t n_roots, n_transferred; /* roots in the file; those that gave a shape (root 0) */
     size_t n_root; /* PART_EACH_ROOT or PART_FALLBACK: records of root 1, 2, ... */
     struct part_root *root;
     /* of the shape */
     uint32_t n_solids, n_shells, n_closed_shells, n_loose_shells, n_faces, n_edges, n_vertices;
     bool checked, valid; /* BRepCheck */
     char *invalid;       /* which checks failed: "UnorientableShape, ..."; "" */
+    double tolerance;    /* the largest of a vertex, edge or face, mm: what gaps the reader had to bridge */
     bool measured;
     double volume, area, min_solid_volume; /* mm^3, mm^2; min over the solids; 0 if none */
     double box[6];       /* min xyz, max xyz of the shape, or of the triangles when meshed */

@@ -26,6 +26,7 @@
 #include <Poly_PolygonOnTriangulation.hxx>
 #include <Poly_Triangulation.hxx>
 #include <STEPControl_Reader.hxx>
+#include <ShapeAnalysis_ShapeTolerance.hxx>
 #include <Standard_ErrorHandler.hxx>
 #include <Standard_OutOfMemory.hxx>
 #include <Standard_Version.hxx>
@@ -258,6 +259,7 @@ void take_counts(const TopoDS_Shape &shape, part *p)
         p->n_closed_shells += BRep_Tool::IsClosed(shells(i));
     for (TopExp_Explorer ex(shape, TopAbs_SHELL, TopAbs_SOLID); ex.More(); ex.Next())
         p->n_loose_shells++;
+    p->tolerance = ShapeAnalysis_ShapeTolerance().Tolerance(shape, 1);
 }
 
 // Names of the checks that a sub-shape fails, each once.
@@ -397,7 +399,7 @@ int load(const char *name, const char *text, size_t n, const part_request *q, pa
         for (int i = 1; i <= p->n_roots && (q->flags & PART_EACH_ROOT); i++)
             transfer_one(&reader, i, q, &p->root[p->n_root++]);
         reader.ClearShapes();
-        reader.TransferRoots();
+        p->n_transferred = reader.TransferRoots();
         shape = reader.OneShape();
     }
     p->transfer_s = clock.lap();
