@@ -10,7 +10,9 @@
 #include <stdlib.h>
 
 #include "lib/isolate.h"
+#include "lib/part.h"
 #include "lib/tool.h"
+#include "shim/occt.h"
 #include "shim/occt_build.h"
 
 enum {
@@ -1268,6 +1270,22 @@ struct job {
     int32_t first_attempt;
 };
 
+/* Reads the file as a stranger would: the same solid must come back. */
+static int read_back(const char *id, const char *step, size_t n, const struct occ_part_info *info)
+{
+    struct part_request q = {.flags = PART_PROPERTIES | PART_CHECK};
+    struct part p;
+    int rc = occ_load(id, step, n, &q, &p);
+    if (rc == ERR_OK && p.status != PART_OK)
+        rc = err_set(ERR_EXTERN, "read back: %s", p.reason);
+    else if (rc == ERR_OK && !(p.valid && p.n_solids == 1 && p.n_shells == 1 && p.n_closed_shells == 1))
+        rc = err_set(ERR_EXTERN, "read back: not one valid, closed solid (%s)", p.invalid);
+    else if (rc == ERR_OK && !(fabs(p.volume - info->volume_mm3) <= 1e-6 * info->volume_mm3))
+        rc = err_set(ERR_EXTERN, "read back: volume %g instead of %g", p.volume, info->volume_mm3);
+    part_release(&p);
+    return rc;
+}
+
 /* One attempt: appends the caption, a NUL and the file. */
 static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const struct family **family, struct occ_part_info *info)
 {
@@ -1295,6 +1313,8 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
         return err_wrap("%s", families[f].name);
     if (max_entities && count_entities(step) > (size_t)max_entities) {
         rc = err_set(ERR_EXTERN, "%s: over %lld entities", families[f].name, (long long)max_entities);
+    } else if ((rc = read_back(id, step, n, info)) < 0) {
+        err_wrap("%s", families[f].name);
     } else {
         caption(g, to);
         buf_putc(to, 0);

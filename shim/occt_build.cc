@@ -51,6 +51,7 @@
 #include <Geom_Plane.hxx>
 #include <Geom_RectangularTrimmedSurface.hxx>
 #include <Geom_SphericalSurface.hxx>
+#include <Geom_SurfaceOfRevolution.hxx>
 #include <Geom_ToroidalSurface.hxx>
 #include <Geom_TrimmedCurve.hxx>
 #include <ShapeUpgrade_UnifySameDomain.hxx>
@@ -422,12 +423,45 @@ class StepText {
         return fresh("EDGE_LOOP('',(" + list + "))");
     }
 
+    // OpenCASCADE leaves a circle that is concave seen from its axis a surface of revolution; it is a torus.
+    int turned_circle(const TopoDS_Face &face, const Handle(Geom_SurfaceOfRevolution) & s, bool *sense)
+    {
+        Handle(Geom_Curve) c = s->BasisCurve();
+        while (c->IsKind(STANDARD_TYPE(Geom_TrimmedCurve)))
+            c = Handle(Geom_TrimmedCurve)::DownCast(c)->BasisCurve();
+        auto k = Handle(Geom_Circle)::DownCast(c);
+        gp_Ax1 axis = s->Axis();
+        if (k.IsNull() || std::fabs(k->Position().Direction().Dot(axis.Direction())) > 1e-9)
+            refuse("a surface of revolution that is no torus");
+        gp_Vec to(axis.Location(), k->Location());
+        double along = to.Dot(gp_Vec(axis.Direction()));
+        gp_Pnt centre = axis.Location().Translated(gp_Vec(axis.Direction()) * along);
+        gp_Vec out(centre, k->Location());
+        if (out.Magnitude() <= k->Radius() || std::fabs(gp_Vec(k->Position().Direction()).Dot(out)) > 1e-7)
+            refuse("a surface of revolution that is no torus");
+        double u0, u1, v0, v1;
+        BRepTools::UVBounds(face, u0, u1, v0, v1);
+        gp_Pnt p;
+        gp_Vec du, dv;
+        s->D1((u0 + u1) / 2, (v0 + v1) / 2, p, du, dv);
+        // STEP's normal points away from the ring's middle line.
+        gp_Vec radial(centre, p);
+        radial -= gp_Vec(axis.Direction()) * radial.Dot(gp_Vec(axis.Direction()));
+        gp_Pnt middle = centre.Translated(radial.Normalized() * out.Magnitude());
+        if (du.Crossed(dv).Dot(gp_Vec(middle, p)) < 0)
+            *sense = !*sense;
+        return fresh("TOROIDAL_SURFACE('',#" + num(placement(centre, axis.Direction(), gp_Dir(out))) + "," +
+                     real(out.Magnitude()) + "," + real(k->Radius()) + ")");
+    }
+
     // sense: in, of the face on OpenCASCADE's surface; out, on the STEP surface.
     int surface(const TopoDS_Face &face, bool *sense)
     {
         Handle(Geom_Surface) s = BRep_Tool::Surface(face);
         while (s->IsKind(STANDARD_TYPE(Geom_RectangularTrimmedSurface)))
             s = Handle(Geom_RectangularTrimmedSurface)::DownCast(s)->BasisSurface();
+        if (auto t = Handle(Geom_SurfaceOfRevolution)::DownCast(s); !t.IsNull())
+            return turned_circle(face, t, sense);
         auto e = Handle(Geom_ElementarySurface)::DownCast(s);
         if (e.IsNull())
             throw std::runtime_error(std::string("a surface of type ") + s->DynamicType()->Name());
@@ -781,7 +815,7 @@ int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info)
         if (!(volume.Mass() > 1e-3))
             refuse("no volume");
         Bnd_Box box;
-        BRepBndLib::AddOptimal(s, box, Standard_False, Standard_False);
+        BRepBndLib::Add(s, box, Standard_False);
         TopTools_IndexedMapOfShape f, e, v;
         TopExp::MapShapes(s, TopAbs_FACE, f);
         TopExp::MapShapes(s, TopAbs_EDGE, e);
