@@ -1,0 +1,1121 @@
+#include "model/transformer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lib/err.h"
+#include "lib/files.h"
+#include "lib/json.h"
+#include "lib/safetensors.h"
+
+const char *const lora_target_names[LORA_TARGETS] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                                     "gate_proj", "up_proj", "down_proj"};
+static const char *const block_of[LORA_TARGETS] = {"self_attn", "self_attn", "self_attn", "self_attn", "mlp", "mlp", "mlp"};
+
+/* ---- config.json ---- */
+
+static double number(const json_t *o, const char *key, double otherwise)
+{
+    const json_t *v = json_object_get(o, key);
+    return json_is_number(v) ? json_number_value(v) : otherwise;
+}
+
+static int size_of(const json_t *o, const char *path, const char *key, int64_t otherwise, int64_t *out)
+{
+    double v = number(o, key, (double)otherwise);
+    if (!(v >= 1 && v <= 1e7) || v != floor(v))
+        return err_set(ERR_FORMAT, "%s: '%s' is missing or no sensible size", path, key);
+    *out = (int64_t)v;
+    return ERR_OK;
+}
+
+static int read_rope(const json_t *o, const char *path, struct model_config *c)
+{
+    /* "rope_scaling" up to transformers 4, "rope_parameters" since 5, which then holds rope_theta, too. */
+    const json_t *r = json_object_get(o, "rope_parameters");
+    if (!json_is_object(r))
+        r = json_object_get(o, "rope_scaling");
+    c->rope_theta = number(r, "rope_theta", number(o, "rope_theta", 10000));
+    const char *type = json_string_value(json_object_get(r, "rope_type"));
+    if (!type)
+        type = json_string_value(json_object_get(r, "type"));
+    if (!json_is_object(r) || !type || !strcmp(type, "default"))
+        return ERR_OK;
+    if (strcmp(type, "llama3"))
+        return err_set(ERR_FORMAT, "%s: rope scaling '%s' is not supported (default or llama3 is)", path, type);
+    c->rope.factor = number(r, "factor", 0);
+    c->rope.low_freq = number(r, "low_freq_factor", 1);
+    c->rope.high_freq = number(r, "high_freq_factor", 4);
+    if (!(c->rope.factor >= 1) || !(c->rope.high_freq > c->rope.low_freq) || !(c->rope.low_freq > 0))
+        return err_set(ERR_FORMAT, "%s: rope scaling factors make no sense", path);
+    return size_of(r, path, "original_max_position_embeddings", 0, &c->rope.original_positions);
+}
+
+static int read_config(const json_t *o, const char *path, struct model_config *c)
+{
+    const char *arch = json_string_value(json_array_get(json_object_get(o, "architectures"), 0));
+    if (!arch || (strcmp(arch, "Qwen2ForCausalLM") && strcmp(arch, "LlamaForCausalLM")))
+        return err_set(ERR_FORMAT, "%s: architecture '%s' is not supported (Qwen2ForCausalLM and LlamaForCausalLM are)", path,
+                       arch ? arch : "none");
+    c->qwen2 = *arch == 'Q';
+    int rc;
+    if ((rc = size_of(o, path, "hidden_size", 0, &c->d_model)) < 0 ||
+        (rc = size_of(o, path, "intermediate_size", 0, &c->d_ff)) < 0 ||
+        (rc = size_of(o, path, "num_hidden_layers", 0, &c->n_layers)) < 0 ||
+        (rc = size_of(o, path, "num_attention_heads", 0, &c->n_heads)) < 0 ||
+        (rc = size_of(o, path, "num_key_value_heads", c->n_heads, &c->n_kv_heads)) < 0 ||
+        (rc = size_of(o, path, "head_dim", c->d_model / c->n_heads, &c->head_dim)) < 0 ||
+        (rc = size_of(o, path, "vocab_size", 0, &c->vocab)) < 0 ||
+        (rc = size_of(o, path, "max_position_embeddings", 2048, &c->max_positions)) < 0 || (rc = read_rope(o, path, c)) < 0)
+        return rc;
+    if (c->n_heads % c->n_kv_heads || c->head_dim % 2)
+        return err_set(ERR_FORMAT, "%s: %lld heads over %lld key-value heads of %lld do not fit", path, (long long)c->n_heads,
+                       (long long)c->n_kv_heads, (long long)c->head_dim);
+    const char *act = json_string_value(json_object_get(o, "hidden_act"));
+    if (act && strcmp(act, "silu"))
+        return err_set(ERR_FORMAT, "%s: activation '%s' is not supported (silu is)", path, act);
+    if (json_is_true(json_object_get(o, "use_sliding_window")))
+        return err_set(ERR_FORMAT, "%s: sliding-window attention is not supported", path);
+    c->rms_eps = number(o, "rms_norm_eps", 1e-6);
+    c->init_std = number(o, "initializer_range", 0.02);
+    c->tied = json_is_true(json_object_get(o, "tie_word_embeddings"));
+    c->attention_bias = c->qwen2 || json_is_true(json_object_get(o, "attention_bias"));
+    return ERR_OK;
+}
+
+int model_config_read(const char *dir, struct model_config *out)
+{
+    char *path = path_join(dir, "config.json");
+    json_t *o = NULL;
+    *out = (struct model_config){0};
+    int rc = json_read_file(path, 16 << 20, &o);
+    if (rc == ERR_OK)
+        rc = read_config(o, path, out);
+    json_decref(o);
+    free(path);
+    return rc;
+}
+
+/* ---- building ---- */
+
+
+
+static struct param *new_param(struct model *m, const char *name, bool decay)
+{
+    struct param *p = xcalloc(1, sizeof *p);
+    p->name = xstrdup(name);
+    p->decay = decay;
+    ARRAY_GROW(m->params, m->cap_params, m->n_params + 1);
+    m->params[m->n_params++] = p;
+    return p;
+}
+
+static int st_to_th(enum st_dtype d, enum th_dtype *out)
+{
+    switch (d) {
+    case ST_F32: *out = TH_F32; return ERR_OK;
+    case ST_BF16: *out = TH_BF16; return ERR_OK;
+    case ST_F16: *out = TH_F16; return ERR_OK;
+    case ST_F64: *out = TH_F64; return ERR_OK;
+    default: return err_set(ERR_FORMAT, "weights of type %s are not supported", st_dtype_name(d));
+    }
+}
+
+/* Reads (file) or draws (no file) one weight. */
+static int make_weight(struct model *m, const char *name, int rank, int64_t rows, int64_t cols, double fill, struct param **out)
+{
+    int64_t shape[2] = {rows, cols};
+    struct param *p = new_param(m, name, rank == 2);
+    *out = p;
+    size_t scope = th_scope_begin();
+    int rc = ERR_OK;
+    if (m->file) {
+        const struct st_tensor *t;
+        enum th_dtype from;
+        if ((rc = st_get(m->file, name, rank, shape, &t)) == ERR_OK && (rc = st_to_th(t->dtype, &from)) == ERR_OK)
+            p->w = th_keep(th_to(th_borrow(t->data, rank, shape, from), m->dtype, m->device));
+    } else {
+        th_tensor *w = th_empty(rank, shape, TH_F32, TH_CPU); /* drawn on the CPU: the same on every device */
+        rc = rank == 2 ? th_normal_(w, 0, m->cfg.init_std) : th_fill_(w, fill);
+        p->w = th_keep(th_to(w, m->dtype, m->device));
+    }
+    th_scope_end(scope);
+    return rc < 0 ? rc : p->w ? ERR_OK : err_code();
+}
+
+static int make_layer(struct model *m, int64_t i)
+{
+    const struct model_config *c = &m->cfg;
+    struct layer *l = &m->layers[i];
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, d = c->d_model, f = c->d_ff;
+    const int64_t shape[LORA_TARGETS][2] = {{q, d}, {kv, d}, {kv, d}, {d, q}, {f, d}, {f, d}, {d, f}};
+    char name[160];
+    int rc;
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)i);
+    if ((rc = make_weight(m, name, 1, d, 0, 1, &l->norm1)) < 0)
+        return rc;
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)i);
+    if ((rc = make_weight(m, name, 1, d, 0, 1, &l->norm2)) < 0)
+        return rc;
+    for (int t = 0; t < LORA_TARGETS; t++) {
+        snprintf(name, sizeof name, "model.layers.%lld.%s.%s.weight", (long long)i, block_of[t], lora_target_names[t]);
+        if ((rc = make_weight(m, name, 2, shape[t][0], shape[t][1], 0, &l->proj[t].w)) < 0)
+            return rc;
+        if (t > LORA_V || !c->attention_bias)
+            continue;
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.%s.bias", (long long)i, lora_target_names[t]);
+        if ((rc = make_weight(m, name, 1, shape[t][0], 0, 0, &l->proj[t].b)) < 0)
+            return rc;
+    }
+    return ERR_OK;
+}
+
+static int build(struct model *m)
+{
+    const struct model_config *c = &m->cfg;
+    m->layers = xcalloc((size_t)c->n_layers, sizeof *m->layers);
+    int rc = make_weight(m, "model.embed_tokens.weight", 2, c->vocab, c->d_model, 0, &m->embed);
+    for (int64_t i = 0; rc == ERR_OK && i < c->n_layers; i++)
+        rc = make_layer(m, i);
+    if (rc == ERR_OK)
+        rc = make_weight(m, "model.norm.weight", 1, c->d_model, 0, 1, &m->norm);
+    if (rc == ERR_OK && c->tied)
+        m->head = m->embed;
+    else if (rc == ERR_OK)
+        rc = make_weight(m, "lm_head.weight", 2, c->vocab, c->d_model, 0, &m->head);
+    return rc;
+}
+
+static int make_model(const char *dir, enum th_dtype dtype, enum th_device device, struct st *file, struct model **out)
+{
+    struct model *m = xcalloc(1, sizeof *m);
+    m->dtype = dtype;
+    m->device = device;
+    m->file = file;
+    int rc = model_config_read(dir, &m->cfg);
+    if (rc == ERR_OK)
+        rc = build(m);
+    if (rc < 0) {
+        model_free(m);
+        return rc;
+    }
+    *out = m;
+    return ERR_OK;
+}
+
+int model_load(const char *dir, enum th_dtype dtype, enum th_device device, struct model **out)
+{
+    struct st *file;
+    *out = NULL;
+    if (!path_is_dir(dir))
+        return err_set(ERR_IO, "%s: no such model folder", dir);
+    int rc = st_open(dir, &file);
+    return rc < 0 ? rc : make_model(dir, dtype, device, file, out);
+}
+
+int model_init(const char *dir, enum th_dtype dtype, enum th_device device, uint64_t seed, struct model **out)
+{
+    *out = NULL;
+    th_seed(seed);
+    return make_model(dir, dtype, device, NULL, out);
+}
+
+static void param_free(struct param *p)
+{
+    if (p->master != p->w)
+        th_free(p->master);
+    th_free(p->w);
+    th_free(p->grad);
+    free(p->name);
+    free(p);
+}
+
+void model_free(struct model *m)
+{
+    if (!m)
+        return;
+    for (size_t i = 0; i < m->n_params; i++)
+        param_free(m->params[i]);
+    free(m->params);
+    free(m->layers);
+    th_free(m->cos);
+    th_free(m->sin);
+    st_close(m->file);
+    free(m);
+}
+
+/* Gives p what training needs: a float32 original and a gradient. */
+static int make_trained(struct model *m, struct param *p)
+{
+    int64_t shape[TH_MAX_RANK];
+    int rank = th_rank(p->w);
+    for (int i = 0; i < rank; i++)
+        shape[i] = th_size(p->w, i);
+    size_t scope = th_scope_begin();
+    if (m->dtype == TH_F32) {
+        th_tensor *own = th_keep(th_clone(p->w)); /* not the file's read-only mapping */
+        th_free(p->w);
+        p->w = p->master = own;
+    } else {
+        p->master = th_keep(th_to(p->w, TH_F32, m->device));
+    }
+    p->grad = th_keep(th_zeros(rank, shape, TH_F32, m->device));
+    p->trained = true;
+    th_scope_end(scope);
+    return p->master && p->grad ? ERR_OK : err_code();
+}
+
+int model_train_all(struct model *m)
+{
+    for (size_t i = 0; i < m->n_params; i++) {
+        int rc = make_trained(m, m->params[i]);
+        if (rc < 0)
+            return rc;
+    }
+    return ERR_OK;
+}
+
+int64_t model_n_trained(const struct model *m)
+{
+    int64_t n = 0;
+    for (size_t i = 0; i < m->n_params; i++)
+        n += m->params[i]->trained ? th_numel(m->params[i]->w) : 0;
+    return n;
+}
+
+int model_zero_grad(struct model *m)
+{
+    int rc = ERR_OK;
+    for (size_t i = 0; i < m->n_params && rc == ERR_OK; i++)
+        if (m->params[i]->trained)
+            rc = th_fill_(m->params[i]->grad, 0);
+    return rc;
+}
+
+/* ---- rotary positions ---- */
+
+static int rope_table(struct model *m, int64_t positions)
+{
+    if (m->cos && th_size(m->cos, 0) >= positions)
+        return ERR_OK;
+    const struct model_config *c = &m->cfg;
+    int64_t n = 256, half = c->head_dim / 2, shape[2];
+    while (n < positions)
+        n *= 2;
+    float *cs = xmalloc((size_t)(n * c->head_dim) * sizeof *cs), *sn = xmalloc((size_t)(n * c->head_dim) * sizeof *sn);
+    for (int64_t i = 0; i < half; i++) {
+        double f = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
+        if (c->rope.factor > 0) { /* Llama 3.1: long waves are stretched, short ones kept, those between blended */
+            double wave = 2 * M_PI / f, old = (double)c->rope.original_positions;
+            double smooth = (old / wave - c->rope.low_freq) / (c->rope.high_freq - c->rope.low_freq);
+            smooth = smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;
+            f = (1 - smooth) * f / c->rope.factor + smooth * f;
+        }
+        float freq = (float)f; /* angles in float32, as Hugging Face has them */
+        for (int64_t p = 0; p < n; p++) {
+            float a = (float)p * freq;
+            cs[p * c->head_dim + i] = cs[p * c->head_dim + half + i] = cosf(a);
+            sn[p * c->head_dim + i] = sn[p * c->head_dim + half + i] = sinf(a);
+        }
+    }
+    shape[0] = n;
+    shape[1] = c->head_dim;
+    size_t scope = th_scope_begin();
+    th_free(m->cos);
+    th_free(m->sin);
+    m->cos = th_keep(th_to(th_from(cs, 2, shape, TH_F32, TH_CPU), m->dtype, m->device));
+    m->sin = th_keep(th_to(th_from(sn, 2, shape, TH_F32, TH_CPU), m->dtype, m->device));
+    th_scope_end(scope);
+    free(cs);
+    free(sn);
+    return m->cos && m->sin ? ERR_OK : err_code();
+}
+
+/* ---- linear maps with adapters ---- */
+
+/* y = x W^T + b + s (x A^T) B^T */
+static th_tensor *linear(const struct model *m, const struct linear *l, th_tensor *x)
+{
+    th_tensor *y = th_linear(x, l->w->w, l->b ? l->b->w : NULL);
+    if (!l->lora_a)
+        return y;
+    th_tensor *u = th_linear(x, l->lora_a->w, NULL);
+    return th_add(y, th_linear(u, l->lora_b->w, NULL), m->lora_scale);
+}
+
+/* grad += alpha a^T b, of matrices [n, i] and [n, j] */
+static int add_outer(struct param *p, th_tensor *a, th_tensor *b, double alpha)
+{
+    th_tensor *at = th_transpose(a, 0, 1);
+    if (a && th_dtype_of(a) == TH_F32)
+        return th_addmm_(p->grad, at, b, 1, alpha);
+    return th_add_(p->grad, th_matmul(at, b), alpha); /* summed in float32 */
+}
+
+static th_tensor *flat(th_tensor *x)
+{
+    int64_t shape[2] = {-1, x ? th_size(x, -1) : 0};
+    return th_reshape(x, 2, shape);
+}
+
+/* Adds the gradients of l's trained weights; returns that of x, in x's shape (NULL unless want_dx).
+ *     dx = dy W + s (dy B) A ;  dA += s (dy B)^T x ;  dB += s dy^T (x A^T) ;  dW += dy^T x ;  db += sum dy */
+static th_tensor *linear_backward(const struct model *m, struct linear *l, th_tensor *x, th_tensor *dy, bool want_dx, int *rc)
+{
+    th_tensor *x2 = flat(x), *dy2 = flat(dy), *du = NULL, *dx = NULL;
+    if (*rc < 0 || !x2 || !dy2) {
+        *rc = *rc < 0 ? *rc : err_code();
+        return NULL;
+    }
+    if (l->lora_a) {
+        th_tensor *u = th_linear(x2, l->lora_a->w, NULL);
+        du = th_matmul(dy2, l->lora_b->w);
+        if (l->lora_b->trained && *rc == ERR_OK)
+            *rc = add_outer(l->lora_b, dy2, u, m->lora_scale);
+        if (l->lora_a->trained && *rc == ERR_OK)
+            *rc = add_outer(l->lora_a, du, x2, m->lora_scale);
+    }
+    if (l->w->trained && *rc == ERR_OK)
+        *rc = add_outer(l->w, dy2, x2, 1);
+    if (l->b && l->b->trained && *rc == ERR_OK)
+        *rc = th_add_(l->b->grad, th_sum(dy2, 0, false), 1);
+    if (!want_dx || *rc < 0)
+        return NULL;
+    dx = th_matmul(dy2, l->w->w);
+    if (du)
+        *rc = th_addmm_(dx, du, l->lora_a->w, 1, m->lora_scale);
+    int64_t shape[TH_MAX_RANK];
+    int rank = th_rank(x);
+    for (int i = 0; i < rank; i++)
+        shape[i] = th_size(x, i);
+    dx = th_reshape(dx, rank, shape);
+    if (!dx && *rc == ERR_OK)
+        *rc = err_code();
+    return dx;
+}
+
+/* ---- one layer ---- */
+
+/* What the backward pass wants of a layer, kept until it is done. */
+enum { S_X, S_H1, S_R1, S_Q, S_K, S_V, S_O, S_LSE, S_SEED, S_OFFSET, S_CUMQ, S_CUMK, S_X2, S_H2, S_R2, S_GATE, S_UP, S_COUNT };
+struct saved {
+    th_tensor *t[S_COUNT];
+    struct th_attention_saved attention;
+};
+
+static void saved_free(struct saved *s)
+{
+    for (int i = 0; i < S_COUNT; i++)
+        th_free(s->t[i]);
+    *s = (struct saved){0};
+}
+
+/* Where a layer's keys and values come from and go to while decoding. */
+struct cached {
+    struct kv_cache *c;
+    int64_t row, rows;   /* prefill: this row, rows 0; decode: rows rows */
+    th_tensor *index;    /* decode, several rows: where each row's new key goes in [batch * heads * capacity] */
+    th_tensor *mask;     /* decode, several rows: [rows, 1, 1, longest] */
+    int64_t start, longest;
+};
+
+/* [b, s, heads * d] -> [b, heads, s, d] */
+static th_tensor *split_heads(th_tensor *x, int64_t heads, int64_t d)
+{
+    if (!x)
+        return NULL;
+    int64_t shape[4] = {th_size(x, 0), th_size(x, 1), heads, d};
+    return th_transpose(th_reshape(x, 4, shape), 1, 2);
+}
+
+static th_tensor *join_heads(th_tensor *x)
+{
+    if (!x)
+        return NULL;
+    int64_t shape[3] = {th_size(x, 0), th_size(x, 2), th_size(x, 1) * th_size(x, 3)};
+    return th_reshape(th_transpose(x, 1, 2), 3, shape);
+}
+
+/* Appends k to the cache tensor and returns what attention should see of it. */
+static th_tensor *cache_append(const struct cached *at, th_tensor *cache, th_tensor *k)
+{
+    int rc;
+    if (!at->rows || at->rows == 1) { /* one row, any number of tokens */
+        th_tensor *row = th_narrow(cache, 0, at->row, 1);
+        if ((rc = th_copy_(th_narrow(row, 2, at->start, k ? th_size(k, 2) : 0), k)) < 0)
+            return NULL;
+        return th_narrow(row, 2, 0, at->start + th_size(k, 2));
+    }
+    int64_t whole[2] = {-1, th_size(cache, 3)};
+    if (th_index_copy_(th_reshape(cache, 2, whole), 0, at->index, flat(k)) < 0)
+        return NULL;
+    return th_narrow(th_narrow(cache, 0, 0, at->rows), 2, 0, at->longest);
+}
+
+static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, th_tensor *cos, th_tensor *sin,
+                                const struct cached *at, struct saved *s)
+{
+    const struct model_config *c = &m->cfg;
+    struct layer *l = &m->layers[i];
+    th_tensor *r1, *r2;
+    th_tensor *h1 = th_rms_norm(x, l->norm1->w, c->rms_eps, &r1);
+    th_tensor *q = th_rope(split_heads(linear(m, &l->proj[LORA_Q], h1), c->n_heads, c->head_dim), cos, sin, false);
+    th_tensor *k = th_rope(split_heads(linear(m, &l->proj[LORA_K], h1), c->n_kv_heads, c->head_dim), cos, sin, false);
+    th_tensor *v = split_heads(linear(m, &l->proj[LORA_V], h1), c->n_kv_heads, c->head_dim);
+    if (!q || !k || !v)
+        return NULL;
+    struct th_attention_saved as = {0};
+    th_tensor *o;
+    if (at) {
+        bool causal = th_size(q, 2) > 1;
+        th_tensor *ks = cache_append(at, at->c->k[i], k), *vs = cache_append(at, at->c->v[i], v);
+        o = th_attention(q, ks, vs, causal, at->mask, NULL);
+    } else {
+        o = th_attention(q, k, v, true, NULL, s ? &as : NULL);
+    }
+    th_tensor *x2 = th_add(x, linear(m, &l->proj[LORA_O], join_heads(o)), 1);
+    th_tensor *h2 = th_rms_norm(x2, l->norm2->w, c->rms_eps, &r2);
+    th_tensor *gate = linear(m, &l->proj[LORA_GATE], h2), *up = linear(m, &l->proj[LORA_UP], h2);
+    th_tensor *y = th_add(x2, linear(m, &l->proj[LORA_DOWN], th_mul(th_silu(gate), up)), 1);
+    if (s && y) {
+        s->attention = as;
+        th_tensor *const keep[S_COUNT] = {th_alias(x), h1, r1, q, k, v, o, as.lse, as.seed, as.offset, as.cum_q, as.cum_k,
+                                          x2, h2, r2, gate, up};
+        for (int n = 0; n < S_COUNT; n++)
+            s->t[n] = th_keep(keep[n]);
+    }
+    return y;
+}
+
+/* dy: gradient of the layer's output; returns that of its input (NULL when not wanted). */
+static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, th_tensor *cos, th_tensor *sin,
+                                 const struct saved *s, bool want_dx, int *rc)
+{
+    struct layer *l = &m->layers[i];
+    th_tensor *const *t = s->t;
+    th_tensor *dw = NULL, *dq, *dk, *dv;
+
+    th_tensor *act = th_silu(t[S_GATE]);
+    th_tensor *d_act = linear_backward(m, &l->proj[LORA_DOWN], th_mul(act, t[S_UP]), dy, true, rc);
+    th_tensor *d_gate = th_silu_backward(th_mul(d_act, t[S_UP]), t[S_GATE]);
+    th_tensor *dh = linear_backward(m, &l->proj[LORA_GATE], t[S_H2], d_gate, true, rc);
+    dh = th_add(dh, linear_backward(m, &l->proj[LORA_UP], t[S_H2], th_mul(d_act, act), true, rc), 1);
+    th_tensor *dx2 = th_add(dy, th_rms_norm_backward(dh, t[S_X2], l->norm2->w, t[S_R2], l->norm2->trained ? &dw : NULL), 1);
+    if (dw && *rc == ERR_OK)
+        *rc = th_add_(l->norm2->grad, dw, 1);
+
+    th_tensor *d_o = linear_backward(m, &l->proj[LORA_O], join_heads(t[S_O]), dx2, true, rc);
+    if (*rc < 0)
+        return NULL;
+    d_o = split_heads(d_o, m->cfg.n_heads, m->cfg.head_dim);
+    *rc = th_attention_backward(d_o, t[S_Q], t[S_K], t[S_V], t[S_O], true, &s->attention, &dq, &dk, &dv);
+    if (*rc < 0)
+        return NULL;
+    bool dh_wanted = want_dx || l->norm1->trained;
+    dq = join_heads(th_rope(dq, cos, sin, true));
+    dk = join_heads(th_rope(dk, cos, sin, true));
+    th_tensor *a = linear_backward(m, &l->proj[LORA_Q], t[S_H1], dq, dh_wanted, rc);
+    th_tensor *b = linear_backward(m, &l->proj[LORA_K], t[S_H1], dk, dh_wanted, rc);
+    th_tensor *c = linear_backward(m, &l->proj[LORA_V], t[S_H1], join_heads(dv), dh_wanted, rc);
+    if (!dh_wanted || *rc < 0)
+        return NULL;
+    dw = NULL;
+    th_tensor *dx = th_add(dx2, th_rms_norm_backward(th_add(th_add(a, b, 1), c, 1), t[S_X], l->norm1->w, t[S_R1],
+                                                     l->norm1->trained ? &dw : NULL), 1);
+    if (dw)
+        *rc = th_add_(l->norm1->grad, dw, 1);
+    if (!dx && *rc == ERR_OK)
+        *rc = err_code();
+    return dx;
+}
+
+/* ---- the whole ---- */
+
+static th_tensor *positions(th_tensor *table, int64_t start, int64_t n)
+{
+    return th_narrow(table, 0, start, n);
+}
+
+/* Ids [b, s] of n sequences, padded with 0. */
+static th_tensor *pad_ids(const struct model *m, const struct sequence *v, size_t n, int64_t *width)
+{
+    int64_t s = 0, shape[2];
+    for (size_t i = 0; i < n; i++)
+        s = (int64_t)v[i].n > s ? (int64_t)v[i].n : s;
+    int64_t *ids = xcalloc(n * (size_t)s, sizeof *ids);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < v[i].n; k++)
+            ids[(int64_t)i * s + (int64_t)k] = v[i].ids[k];
+    shape[0] = (int64_t)n;
+    shape[1] = *width = s;
+    th_tensor *t = th_from(ids, 2, shape, TH_I64, m->device);
+    free(ids);
+    return t;
+}
+
+static int check_ids(const struct model *m, const int32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->cfg.vocab)
+            return err_set(ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld: tokenizer and model do not fit",
+                           ids[i], (long long)m->cfg.vocab);
+    return ERR_OK;
+}
+
+/* Loss over rows of h [n, d] (final, normalised) with their targets, `chunk` rows at a time so that the
+ * logits of all of them never exist at once; with backward, the gradient of h into dh. */
+static int head_loss(struct model *m, th_tensor *h, const int64_t *target, int64_t n, bool backward, double scale,
+                     th_tensor *total, th_tensor *dh)
+{
+    const int64_t chunk = 1024;
+    int rc = ERR_OK;
+    for (int64_t at = 0; at < n && rc == ERR_OK; at += chunk) {
+        int64_t k = n - at < chunk ? n - at : chunk, shape[2] = {k, 1};
+        size_t scope = th_scope_begin();
+        th_tensor *rows = th_narrow(h, 0, at, k), *want = th_from(target + at, 2, shape, TH_I64, m->device);
+        th_tensor *logp = th_log_softmax(th_linear(rows, m->head->w, NULL));
+        rc = th_add_(total, th_sum_all(th_gather(logp, 1, want)), -1);
+        if (backward && rc == ERR_OK) {
+            /* d(-log p_y)/dlogits = softmax - onehot(y) */
+            th_tensor *p = th_softmax(logp, 1); /* softmax(log p) = p */
+            th_tensor *one = th_empty(2, shape, TH_F32, m->device);
+            if ((rc = th_fill_(one, -1)) == ERR_OK && (rc = th_scatter_add_(p, 1, want, one)) == ERR_OK)
+                rc = th_scale_(p, scale);
+            th_tensor *d = rc == ERR_OK ? th_to(p, m->dtype, m->device) : NULL;
+            if (d && m->head->trained)
+                rc = add_outer(m->head, d, rows, 1);
+            if (rc == ERR_OK)
+                rc = th_copy_(th_narrow(dh, 0, at, k), th_matmul(d, m->head->w));
+        }
+        th_scope_end(scope);
+    }
+    return rc;
+}
+
+static bool wants_input_gradient(const struct model *m)
+{
+    return m->embed->trained;
+}
+
+int model_loss(struct model *m, const struct sequence *v, size_t n, bool backward, double scale, double *loss_sum,
+               size_t *n_tokens)
+{
+    const struct model_config *c = &m->cfg;
+    int64_t width = 0, n_rows = 0, one = 1, n_layers = c->n_layers;
+    int rc = ERR_OK;
+    *loss_sum = 0;
+    *n_tokens = 0;
+    for (size_t i = 0; i < n; i++) {
+        if ((rc = check_ids(m, v[i].ids, v[i].n)) < 0)
+            return rc;
+        n_rows += v[i].n > v[i].response ? (int64_t)(v[i].n - v[i].response) : 0;
+    }
+    if (!n_rows)
+        return ERR_OK;
+    size_t scope = th_scope_begin();
+    struct saved *saved = xcalloc((size_t)n_layers, sizeof *saved);
+    int64_t *row = xmalloc((size_t)n_rows * sizeof *row), *target = xmalloc((size_t)n_rows * sizeof *target);
+    th_tensor *ids = pad_ids(m, v, n, &width), *x = NULL;
+    if ((rc = rope_table(m, width)) < 0)
+        goto out;
+    th_tensor *cos = positions(m->cos, 0, width), *sin = positions(m->sin, 0, width);
+    int64_t at = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t p = v[i].response; p < v[i].n; p++, at++) {
+            row[at] = (int64_t)i * width + (int64_t)p - 1;
+            target[at] = v[i].ids[p];
+        }
+
+    /* forward: a layer's temporaries go when it is done, what the backward pass wants stays */
+    x = th_keep(th_embedding(m->embed->w, ids));
+    for (int64_t i = 0; i < n_layers; i++) {
+        size_t inner = th_scope_begin();
+        th_tensor *y = th_keep(layer_forward(m, i, x, cos, sin, NULL, backward && !m->recompute ? &saved[i] : NULL));
+        th_scope_end(inner);
+        if (backward && m->recompute)
+            saved[i].t[S_X] = x;
+        else
+            th_free(x);
+        x = y;
+        if (!x) {
+            rc = err_code();
+            goto out;
+        }
+    }
+    th_tensor *rstd, *rows = th_from(row, 1, &n_rows, TH_I64, m->device);
+    th_tensor *last = th_index_select(flat(x), 0, rows); /* only where the loss looks */
+    th_tensor *h = th_rms_norm(last, m->norm->w, c->rms_eps, &rstd);
+    th_tensor *total = th_zeros(1, &one, TH_F32, m->device), *dh = NULL;
+    if (backward && h) {
+        int64_t shape[2] = {n_rows, c->d_model};
+        dh = th_empty(2, shape, m->dtype, m->device);
+    }
+    if (!h || (rc = head_loss(m, h, target, n_rows, backward, scale, total, dh)) < 0) {
+        rc = rc < 0 ? rc : err_code();
+        goto out;
+    }
+    if (backward) {
+        int64_t whole[2] = {(int64_t)n * width, c->d_model}, shape[3] = {(int64_t)n, width, c->d_model};
+        th_tensor *dw = NULL, *dx = th_zeros(2, whole, m->dtype, m->device);
+        th_tensor *dlast = th_rms_norm_backward(dh, last, m->norm->w, rstd, m->norm->trained ? &dw : NULL);
+        if (dw)
+            rc = th_add_(m->norm->grad, dw, 1);
+        if (rc == ERR_OK)
+            rc = th_index_copy_(dx, 0, rows, dlast);
+        th_tensor *dy = th_keep(th_reshape(dx, 3, shape));
+        for (int64_t i = n_layers - 1; i >= 0 && rc == ERR_OK; i--) {
+            size_t inner = th_scope_begin();
+            if (m->recompute) {
+                th_tensor *input = saved[i].t[S_X];
+                th_tensor *y = layer_forward(m, i, input, cos, sin, NULL, &saved[i]);
+                if (!y)
+                    rc = err_code();
+                else
+                    th_free(input);
+            }
+            th_tensor *d = rc == ERR_OK
+                               ? th_keep(layer_backward(m, i, dy, cos, sin, &saved[i], i > 0 || wants_input_gradient(m), &rc))
+                               : NULL;
+            th_scope_end(inner);
+            saved_free(&saved[i]);
+            th_free(dy);
+            dy = d;
+        }
+        if (rc == ERR_OK && dy && m->embed->trained)
+            rc = th_index_add_(m->embed->grad, 0, th_reshape(ids, 1, &(int64_t){-1}), th_to(flat(dy), TH_F32, m->device));
+        th_free(dy);
+    }
+    if (rc == ERR_OK) {
+        *loss_sum = th_item(total);
+        *n_tokens = (size_t)n_rows;
+    }
+out:
+    th_free(x);
+    for (int64_t i = 0; i < n_layers; i++)
+        saved_free(&saved[i]);
+    free(saved);
+    free(row);
+    free(target);
+    th_scope_end(scope);
+    return rc;
+}
+
+th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
+{
+    struct sequence seq = {.ids = ids, .n = n};
+    int64_t width;
+    if (check_ids(m, ids, n) < 0 || rope_table(m, (int64_t)n) < 0)
+        return NULL;
+    th_tensor *x = th_embedding(m->embed->w, pad_ids(m, &seq, 1, &width));
+    th_tensor *cos = positions(m->cos, 0, width), *sin = positions(m->sin, 0, width);
+    for (int64_t i = 0; i < m->cfg.n_layers; i++)
+        x = layer_forward(m, i, x, cos, sin, NULL, NULL);
+    th_tensor *h = th_rms_norm(flat(x), m->norm->w, m->cfg.rms_eps, NULL);
+    return th_to(th_linear(h, m->head->w, NULL), TH_F32, m->device);
+}
+
+/* ---- decoding ---- */
+
+int kv_cache_new(const struct model *m, int64_t batch, int64_t capacity, struct kv_cache **out)
+{
+    const struct model_config *c = &m->cfg;
+    struct kv_cache *kv = xcalloc(1, sizeof *kv);
+    int64_t shape[4] = {batch, c->n_kv_heads, capacity, c->head_dim}, n = c->n_layers;
+    int rc = ERR_OK;
+    kv->batch = batch;
+    kv->capacity = capacity;
+    kv->length = xcalloc((size_t)batch, sizeof *kv->length);
+    kv->k = xcalloc((size_t)n + 1, sizeof *kv->k); /* ends in NULL */
+    kv->v = xcalloc((size_t)n + 1, sizeof *kv->v);
+    size_t scope = th_scope_begin();
+    for (int64_t i = 0; i < n && rc == ERR_OK; i++) {
+        /* zeros: what lies beyond a row's length is masked, but must be finite */
+        kv->k[i] = th_keep(th_zeros(4, shape, m->dtype, m->device));
+        kv->v[i] = th_keep(th_zeros(4, shape, m->dtype, m->device));
+        if (!kv->k[i] || !kv->v[i])
+            rc = err_code();
+    }
+    th_scope_end(scope);
+    if (rc < 0) {
+        kv_cache_free(kv);
+        kv = NULL;
+    }
+    *out = kv;
+    return rc;
+}
+
+void kv_cache_free(struct kv_cache *c)
+{
+    if (!c)
+        return;
+    for (int64_t i = 0; c->k[i] || c->v[i]; i++) {
+        th_free(c->k[i]);
+        th_free(c->v[i]);
+    }
+    free(c->k);
+    free(c->v);
+    free(c->length);
+    free(c);
+}
+
+static th_tensor *run_cached(struct model *m, th_tensor *ids, th_tensor *cos, th_tensor *sin, struct cached *at)
+{
+    th_tensor *x = th_keep(th_embedding(m->embed->w, ids));
+    for (int64_t i = 0; i < m->cfg.n_layers && x; i++) {
+        size_t scope = th_scope_begin();
+        th_tensor *y = th_keep(layer_forward(m, i, x, cos, sin, at, NULL));
+        th_scope_end(scope);
+        th_free(x);
+        x = y;
+    }
+    if (!x)
+        return NULL;
+    th_tensor *last = flat(th_narrow(x, 1, th_size(x, 1) - 1, 1));
+    th_free(x);
+    return th_to(th_linear(th_rms_norm(last, m->norm->w, m->cfg.rms_eps, NULL), m->head->w, NULL), TH_F32, m->device);
+}
+
+th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const int32_t *ids, size_t n)
+{
+    struct sequence seq = {.ids = ids, .n = n};
+    int64_t width, start = c->length[row];
+    if (!n || check_ids(m, ids, n) < 0)
+        return n ? NULL : (err_set(ERR_USAGE, "an empty prompt"), NULL);
+    if (start + (int64_t)n > c->capacity) {
+        err_set(ERR_NOMEM, "%lld tokens are over the cache's %lld", (long long)(start + (int64_t)n), (long long)c->capacity);
+        return NULL;
+    }
+    if (start > 0 && n > 1) { /* causal attention as computed starts at 0: later tokens go one by one */
+        th_tensor *y = NULL;
+        for (size_t i = 0; i < n; i++)
+            y = model_prefill(m, c, row, ids + i, 1);
+        return y;
+    }
+    if (rope_table(m, start + (int64_t)n) < 0)
+        return NULL;
+    struct cached at = {.c = c, .row = row, .start = start};
+    th_tensor *batch = pad_ids(m, &seq, 1, &width);
+    th_tensor *y = run_cached(m, batch, positions(m->cos, start, width), positions(m->sin, start, width), &at);
+    if (y)
+        c->length[row] += (int64_t)n;
+    return y;
+}
+
+th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const int32_t *ids)
+{
+    const struct model_config *f = &m->cfg;
+    if (rows == 1)
+        return model_prefill(m, c, 0, ids, 1);
+    int64_t longest = 0, shape[4] = {rows, 1, 1, 0}, n_index = rows * f->n_kv_heads;
+    if (check_ids(m, ids, (size_t)rows) < 0)
+        return NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        if (c->length[r] + 1 > c->capacity) {
+            err_set(ERR_NOMEM, "the cache of %lld tokens is full", (long long)c->capacity);
+            return NULL;
+        }
+        longest = c->length[r] + 1 > longest ? c->length[r] + 1 : longest;
+    }
+    if (rope_table(m, longest) < 0)
+        return NULL;
+    int64_t *index = xmalloc((size_t)n_index * sizeof *index), *where = xmalloc((size_t)rows * sizeof *where),
+            *wide = xmalloc((size_t)rows * sizeof *wide);
+    uint8_t *look = xcalloc((size_t)(rows * longest), 1);
+    for (int64_t r = 0; r < rows; r++) {
+        wide[r] = ids[r];
+        where[r] = c->length[r];
+        memset(look + r * longest, 1, (size_t)c->length[r] + 1);
+        for (int64_t h = 0; h < f->n_kv_heads; h++)
+            index[r * f->n_kv_heads + h] = (r * f->n_kv_heads + h) * c->capacity + c->length[r];
+    }
+    shape[3] = longest;
+    th_tensor *pos = th_from(where, 1, &rows, TH_I64, m->device);
+    int64_t table[4] = {rows, 1, 1, f->head_dim}, ids_shape[2] = {rows, 1};
+    struct cached at = {.c = c, .rows = rows, .longest = longest,
+                        .index = th_from(index, 1, &n_index, TH_I64, m->device),
+                        .mask = th_from(look, 4, shape, TH_BOOL, m->device)};
+    th_tensor *y = run_cached(m, th_from(wide, 2, ids_shape, TH_I64, m->device),
+                              th_reshape(th_index_select(m->cos, 0, pos), 4, table),
+                              th_reshape(th_index_select(m->sin, 0, pos), 4, table), &at);
+    free(index);
+    free(where);
+    free(wide);
+    free(look);
+    for (int64_t r = 0; y && r < rows; r++)
+        c->length[r]++;
+    return y;
+}
+
+/* ---- saving ---- */
+
+struct saving {
+    struct param **v;
+    enum th_dtype dtype;
+    void *bytes;
+};
+
+static int saved_bytes(void *ctx, size_t i, const void **data)
+{
+    struct saving *s = ctx;
+    th_tensor *w = s->v[i]->master ? s->v[i]->master : s->v[i]->w;
+    free(s->bytes);
+    s->bytes = xmalloc((size_t)th_numel(w) * th_dtype_size(s->dtype) + 1);
+    size_t scope = th_scope_begin();
+    int rc = th_read(th_to(w, s->dtype, TH_CPU), s->bytes);
+    th_scope_end(scope);
+    *data = s->bytes;
+    return rc;
+}
+
+/* The n params as tensors of a file; the caller frees. */
+static struct st_tensor *describe(struct param **v, size_t n, enum th_dtype dtype)
+{
+    struct st_tensor *t = xcalloc(n, sizeof *t);
+    for (size_t i = 0; i < n; i++) {
+        t[i].name = v[i]->name;
+        t[i].dtype = dtype == TH_BF16 ? ST_BF16 : dtype == TH_F16 ? ST_F16 : ST_F32;
+        t[i].rank = th_rank(v[i]->w);
+        for (int k = 0; k < t[i].rank; k++)
+            t[i].shape[k] = th_size(v[i]->w, k);
+    }
+    return t;
+}
+
+int model_save(struct model *m, const char *dir, enum th_dtype dtype)
+{
+    struct saving s = {.v = xcalloc(m->n_params, sizeof *s.v), .dtype = dtype};
+    size_t n = 0;
+    for (size_t i = 0; i < m->n_params; i++)
+        if (strncmp(m->params[i]->name, "base_model.", 11))
+            s.v[n++] = m->params[i];
+    struct st_tensor *t = describe(s.v, n, dtype);
+    int rc = st_write_model(dir, t, n, saved_bytes, &s, 0);
+    free(t);
+    free(s.v);
+    free(s.bytes);
+    return rc;
+}
+
+/* ---- adapters ---- */
+
+static int add_lora(struct model *m, int64_t i, int t, int64_t r, struct linear *l)
+{
+    char name[200];
+    int64_t in = th_size(l->w->w, 1), out = th_size(l->w->w, 0);
+    struct param **const slot[2] = {&l->lora_a, &l->lora_b};
+    for (int ab = 0; ab < 2; ab++) {
+        int64_t shape[2] = {ab ? out : r, ab ? r : in};
+        snprintf(name, sizeof name, "base_model.model.model.layers.%lld.%s.%s.lora_%c.weight", (long long)i, block_of[t],
+                 lora_target_names[t], ab ? 'B' : 'A');
+        struct param *p = *slot[ab] = new_param(m, name, true);
+        size_t scope = th_scope_begin();
+        p->w = th_keep(th_zeros(2, shape, m->dtype, m->device));
+        th_scope_end(scope);
+        if (!p->w)
+            return err_code();
+    }
+    return ERR_OK;
+}
+
+static int set_scale(struct model *m, const struct lora_config *c)
+{
+    if (c->r < 1 || c->r > 4096)
+        return err_set(ERR_USAGE, "lora.r = %lld: 1 to 4096 is due", (long long)c->r);
+    m->lora_scale = c->alpha / (c->rslora ? sqrt((double)c->r) : (double)c->r);
+    return ERR_OK;
+}
+
+static int each_adapter(struct model *m, const struct lora_config *c, int (*f)(struct model *, struct linear *, void *), void *ctx)
+{
+    int rc = set_scale(m, c);
+    for (int64_t i = 0; i < m->cfg.n_layers && rc == ERR_OK; i++)
+        for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++) {
+            struct linear *l = &m->layers[i].proj[t];
+            if (c->target[t] && (rc = add_lora(m, i, t, c->r, l)) == ERR_OK)
+                rc = f(m, l, ctx);
+        }
+    return rc;
+}
+
+static int fresh_adapter(struct model *m, struct linear *l, void *ctx)
+{
+    /* A uniform within sqrt(6 / ((1 + 5) in)) = 1 / sqrt(in) (PEFT's kaiming_uniform_(a = sqrt(5))); B zero.
+     * From a generator of our own, so that a seed gives the same adapter on every device. */
+    int64_t r = th_size(l->lora_a->w, 0), in = th_size(l->lora_a->w, 1), shape[2] = {r, in};
+    float *a = xmalloc((size_t)(r * in) * sizeof *a);
+    uint64_t *state = ctx;
+    for (int64_t i = 0; i < r * in; i++) {
+        uint64_t z = (*state += 0x9e3779b97f4a7c15u); /* SplitMix64 (Steele, Lea, Flood 2014) */
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        a[i] = (float)((2.0 * ((double)(z >> 11) * 0x1p-53) - 1) / sqrt((double)in));
+    }
+    size_t scope = th_scope_begin();
+    int rc = th_copy_(l->lora_a->w, th_borrow(a, 2, shape, TH_F32));
+    th_scope_end(scope);
+    free(a);
+    if (rc == ERR_OK)
+        rc = make_trained(m, l->lora_a);
+    return rc == ERR_OK ? make_trained(m, l->lora_b) : rc;
+}
+
+int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed)
+{
+    uint64_t state = seed * 0x2545f4914f6cdd1du + 1;
+    return each_adapter(m, c, fresh_adapter, &state);
+}
+
+struct loading {
+    struct st *file;
+    bool trained;
+};
+
+static int read_adapter(struct model *m, struct linear *l, void *ctx)
+{
+    struct loading *ld = ctx;
+    struct param *const ab[2] = {l->lora_a, l->lora_b};
+    int rc = ERR_OK;
+    for (int k = 0; k < 2 && rc == ERR_OK; k++) {
+        const int64_t shape[2] = {th_size(ab[k]->w, 0), th_size(ab[k]->w, 1)};
+        const struct st_tensor *t;
+        enum th_dtype from;
+        if ((rc = st_get(ld->file, ab[k]->name, 2, shape, &t)) < 0 || (rc = st_to_th(t->dtype, &from)) < 0)
+            return err_wrap("the adapter does not fit this model");
+        size_t scope = th_scope_begin();
+        th_tensor *src = th_borrow(t->data, 2, shape, from);
+        rc = th_copy_(ab[k]->w, src);
+        if (rc == ERR_OK && ld->trained && (rc = make_trained(m, ab[k])) == ERR_OK)
+            rc = th_copy_(ab[k]->master, src); /* not by way of bfloat16 */
+        th_scope_end(scope);
+    }
+    return rc;
+}
+
+static int read_lora_config(const char *path, struct lora_config *c)
+{
+    json_t *o;
+    int rc = json_read_file(path, 1 << 20, &o);
+    if (rc < 0)
+        return rc;
+    *c = (struct lora_config){.r = (int64_t)number(o, "r", 0), .alpha = number(o, "lora_alpha", 0),
+                              .rslora = json_is_true(json_object_get(o, "use_rslora"))};
+    const char *type = json_string_value(json_object_get(o, "peft_type"));
+    const json_t *list = json_object_get(o, "target_modules"), *v;
+    size_t i;
+    if (!type || strcmp(type, "LORA"))
+        rc = err_set(ERR_FORMAT, "%s: peft_type '%s' is not supported (LORA is)", path, type ? type : "none");
+    else if (c->r < 1 || !(c->alpha > 0))
+        rc = err_set(ERR_FORMAT, "%s: r or lora_alpha is missing", path);
+    else if (!json_is_array(list) || !json_array_size(list))
+        rc = err_set(ERR_FORMAT, "%s: target_modules is no list of names", path);
+    else if (json_is_true(json_object_get(o, "use_dora")) || json_object_size(json_object_get(o, "rank_pattern")) ||
+             json_object_size(json_object_get(o, "alpha_pattern")) || json_array_size(json_object_get(o, "modules_to_save")))
+        rc = err_set(ERR_FORMAT, "%s: DoRA, rank_pattern, alpha_pattern and modules_to_save are not supported", path);
+    json_array_foreach((json_t *)list, i, v) {
+        int t = 0;
+        while (rc == ERR_OK && t < LORA_TARGETS && (!json_is_string(v) || strcmp(json_string_value(v), lora_target_names[t])))
+            t++;
+        if (rc == ERR_OK && t == LORA_TARGETS)
+            rc = err_set(ERR_FORMAT, "%s: target module '%s' is not one of the seven projections", path,
+                         json_is_string(v) ? json_string_value(v) : "?");
+        else if (rc == ERR_OK)
+            c->target[t] = true;
+    }
+    json_decref(o);
+    return rc;
+}
+
+int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out)
+{
+    struct loading ld = {.trained = trained};
+    struct lora_config c;
+    char *path = path_join(dir, "adapter_config.json"), *weights = path_join(dir, "adapter_model.safetensors");
+    int rc = read_lora_config(path, &c);
+    if (rc == ERR_OK && (rc = st_open(weights, &ld.file)) == ERR_OK)
+        rc = each_adapter(m, &c, read_adapter, &ld);
+    if (rc < 0)
+        rc = err_wrap("adapter %s", dir);
+    st_close(ld.file);
+    free(path);
+    free(weights);
+    if (out)
+        *out = c;
+    return rc;
+}
+
+int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base)
+{
+    struct saving s = {.v = xcalloc(m->n_params, sizeof *s.v), .dtype = TH_F32};
+    struct buf b = BUF_INIT;
+    struct jw j = {.out = &b, .indent = 2};
+    size_t n = 0;
+    for (size_t i = 0; i < m->n_params; i++)
+        if (!strncmp(m->params[i]->name, "base_model.", 11))
+            s.v[n++] = m->params[i];
+    struct st_tensor *t = describe(s.v, n, TH_F32);
+    char *path = path_join(dir, "adapter_model.safetensors"), *config = path_join(dir, "adapter_config.json");
+    int rc = mkdir_p(dir);
+    if (rc == ERR_OK)
+        rc = st_write(path, t, n, saved_bytes, &s, NULL);
+    jw_object(&j);
+    jw_kv_str(&j, "peft_type", "LORA");
+    jw_kv_str(&j, "task_type", "CAUSAL_LM");
+    jw_kv_str(&j, "base_model_name_or_path", base);
+    jw_kv_int(&j, "r", c->r);
+    jw_kv_real(&j, "lora_alpha", c->alpha);
+    jw_kv_real(&j, "lora_dropout", 0);
+    jw_kv_bool(&j, "use_rslora", c->rslora);
+    jw_kv_bool(&j, "fan_in_fan_out", false);
+    jw_kv_str(&j, "bias", "none");
+    jw_kv_bool(&j, "inference_mode", true);
+    jw_key(&j, "target_modules");
+    jw_array(&j);
+    for (int k = 0; k < LORA_TARGETS; k++)
+        if (c->target[k])
+            jw_str(&j, lora_target_names[k]);
+    jw_end(&j);
+    jw_end(&j);
+    buf_putc(&b, '\n');
+    if (rc == ERR_OK)
+        rc = file_write(config, b.s, b.n, true);
+    buf_release(&b);
+    free(path);
+    free(config);
+    free(t);
+    free(s.v);
+    free(s.bytes);
+    return rc;
+}
+
+int lora_merge(struct model *m)
+{
+    int rc = ERR_OK;
+    for (int64_t i = 0; i < m->cfg.n_layers && rc == ERR_OK; i++)
+        for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++) {
+            struct linear *l = &m->layers[i].proj[t];
+            if (!l->lora_a)
+                continue;
+            size_t scope = th_scope_begin();
+            /* in float32, rounded once */
+            th_tensor *w = th_clone(th_to(l->w->w, TH_F32, m->device));
+            rc = th_addmm_(w, th_to(l->lora_b->w, TH_F32, m->device), th_to(l->lora_a->w, TH_F32, m->device), 1, m->lora_scale);
+            th_tensor *merged = rc == ERR_OK ? th_keep(th_to(w, m->dtype, m->device)) : NULL;
+            th_scope_end(scope);
+            if (!merged)
+                return rc < 0 ? rc : err_code();
+            th_free(l->w->w);
+            l->w->w = merged;
+            l->lora_a = l->lora_b = NULL;
+        }
+    size_t n = 0; /* drop the adapters from the list */
+    for (size_t i = 0; i < m->n_params; i++) {
+        if (!strncmp(m->params[i]->name, "base_model.", 11))
+            param_free(m->params[i]);
+        else
+            m->params[n++] = m->params[i];
+    }
+    m->n_params = n;
+    return rc;
+}

@@ -1,0 +1,138 @@
+/* transformer.h: Qwen2ForCausalLM and LlamaForCausalLM, forward and backward.
+ *
+ * One decoder layer, x [batch, seq, d_model]:
+ *
+ *     h = rms_norm(x) ;  q, k, v = h Wq^T + bq, h Wk^T + bk, h Wv^T + bv     (biases: Qwen2 only)
+ *     o = attention(rope(q), rope(k), v) ;  x = x + o Wo^T
+ *     h = rms_norm(x) ;  x = x + (silu(h Wg^T) * (h Wu^T)) Wd^T
+ *
+ * and at the end logits = rms_norm(x) Wh^T, where Wh may be the embedding itself (tied).
+ * (Qwen2.5 technical report, arXiv 2412.15115; Llama 3, arXiv 2407.21783; RoPE, arXiv 2104.09864;
+ * grouped queries, arXiv 2305.13245; the module and tensor names are Hugging Face's.)
+ *
+ * Weights are either frozen, with low-rank adapters beside the seven projections
+ * (W + s B A; LoRA, arXiv 2106.09685), or all trained.  The backward pass is written out and
+ * never computes the gradient of a frozen weight.
+ *
+ * A model is used by one thread at a time.
+ */
+#ifndef MODEL_TRANSFORMER_H
+#define MODEL_TRANSFORMER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shim/torch.h"
+
+struct model_config {
+    bool qwen2;              /* else Llama */
+    int64_t d_model, d_ff, n_layers, n_heads, n_kv_heads, head_dim, vocab, max_positions;
+    double rope_theta, rms_eps, init_std;
+    bool tied;               /* the head is the embedding */
+    bool attention_bias;     /* q, k and v have biases */
+    struct {                 /* rope_scaling of type "llama3"; factor 0: none */
+        double factor, low_freq, high_freq;
+        int64_t original_positions;
+    } rope;
+};
+
+/* Reads DIR/config.json.  ERR_FORMAT names what is missing or not understood. */
+int model_config_read(const char *dir, struct model_config *out);
+
+/* A tensor of the model or an adapter, by its file's name.  When trained: w is what the products
+ * use, master its float32 original (the same tensor when the model computes in float32), grad
+ * the float32 gradient, summed over backward passes until model_zero_grad(). */
+struct param {
+    char *name;
+    th_tensor *w, *master, *grad;
+    bool trained;
+    bool decay;              /* subject to weight decay: matrices, not norms and biases */
+};
+
+enum { LORA_Q, LORA_K, LORA_V, LORA_O, LORA_GATE, LORA_UP, LORA_DOWN, LORA_TARGETS };
+extern const char *const lora_target_names[LORA_TARGETS]; /* "q_proj", ... */
+
+struct linear {
+    struct param *w, *b;     /* [out, in]; [out] or NULL */
+    struct param *lora_a, *lora_b; /* [r, in], [out, r]; NULL without adapter */
+};
+
+struct layer {
+    struct param *norm1, *norm2;
+    struct linear proj[LORA_TARGETS];
+};
+
+struct model {
+    struct model_config cfg;
+    enum th_dtype dtype;
+    enum th_device device;
+    struct param **params;   /* all, in the order of the files */
+    size_t n_params, cap_params;
+    struct param *embed, *norm, *head; /* head == embed when tied */
+    struct layer *layers;
+    double lora_scale;       /* alpha / r, or alpha / sqrt(r) */
+    th_tensor *cos, *sin;    /* [positions, head_dim], grown on demand */
+    bool recompute;          /* keep only each layer's input for the backward pass */
+    struct st *file;         /* the weights' mapping */
+};
+
+/* Loads a Hugging Face folder.  ERR_IO, ERR_FORMAT, ERR_NOMEM. */
+int model_load(const char *dir, enum th_dtype dtype, enum th_device device, struct model **out);
+/* Random weights (normal, config's initializer_range; norms one, biases zero) by DIR/config.json. */
+int model_init(const char *dir, enum th_dtype dtype, enum th_device device, uint64_t seed, struct model **out);
+void model_free(struct model *m); /* NULL is fine */
+
+/* Makes every weight trained. */
+int model_train_all(struct model *m);
+int64_t model_n_trained(const struct model *m); /* elements */
+int model_zero_grad(struct model *m);
+/* Writes the weights (in `dtype`) to dir as safetensors; config.json is the caller's. */
+int model_save(struct model *m, const char *dir, enum th_dtype dtype);
+
+/* ---- training and scoring ---- */
+struct sequence {
+    const int32_t *ids;
+    size_t n;        /* at least 2 */
+    size_t response; /* index of the first token that the loss covers, at least 1 */
+};
+/* Sum over the covered tokens of -log p(token | what precedes it), of n sequences as one batch, padded on
+ * the right (which causal attention never sees).  With backward, gradients of `scale` times that
+ * sum are added to the trained parameters' grad.  *n_tokens: covered tokens. */
+int model_loss(struct model *m, const struct sequence *seqs, size_t n, bool backward, double scale, double *loss_sum,
+               size_t *n_tokens);
+/* Logits [n, vocab] float32 of one sequence, at every position; a handle of the caller's scope. */
+th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n);
+
+/* ---- decoding ---- */
+/* Keys and values of `batch` sequences of up to `capacity` tokens. */
+struct kv_cache {
+    int64_t batch, capacity;
+    th_tensor **k, **v;      /* a layer: [batch, n_kv_heads, capacity, head_dim] */
+    int64_t *length;         /* tokens in each row */
+};
+int kv_cache_new(const struct model *m, int64_t batch, int64_t capacity, struct kv_cache **out);
+void kv_cache_free(struct kv_cache *c);
+/* Appends ids to a row; logits [1, vocab] of the last one (a handle of the caller's scope). */
+th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const int32_t *ids, size_t n);
+/* Appends one token to each of the first `rows` rows (all of which hold at least one): logits [rows, vocab]. */
+th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const int32_t *ids);
+
+/* ---- adapters ---- */
+struct lora_config {
+    int64_t r;
+    double alpha;
+    bool rslora;
+    bool target[LORA_TARGETS];
+};
+/* Adds fresh adapters (A: Kaiming uniform as PEFT, B: zero), trained.  All weights become frozen. */
+int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed);
+/* Loads adapters from a PEFT folder.  trained: their training goes on.  ERR_FORMAT when they do not
+ * fit this model. */
+int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out);
+/* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does. */
+int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base);
+/* Folds the adapters into the weights and drops them. */
+int lora_merge(struct model *m);
+
+#endif
