@@ -132,7 +132,7 @@ static int make_weight(struct model *m, const char *name, int rank, int64_t rows
     int rc = ERR_OK;
     if (m->file) {
         const struct st_tensor *t;
-        enum th_dtype from;
+        enum th_dtype from = TH_F32;
         if ((rc = st_get(m->file, name, rank, shape, &t)) == ERR_OK && (rc = st_to_th(t->dtype, &from)) == ERR_OK)
             p->w = th_keep(th_to(th_borrow(t->data, rank, shape, from), m->dtype, m->device));
     } else {
@@ -980,7 +980,7 @@ static int read_adapter(struct model *m, struct linear *l, void *ctx)
     for (int k = 0; k < 2 && rc == ERR_OK; k++) {
         const int64_t shape[2] = {th_size(ab[k]->w, 0), th_size(ab[k]->w, 1)};
         const struct st_tensor *t;
-        enum th_dtype from;
+        enum th_dtype from = TH_F32;
         if ((rc = st_get(ld->file, ab[k]->name, 2, shape, &t)) < 0 || (rc = st_to_th(t->dtype, &from)) < 0)
             return err_wrap("the adapter does not fit this model");
         size_t scope = th_scope_begin();

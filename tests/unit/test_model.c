@@ -1,0 +1,271 @@
+/* transformer.c against Transformers and PEFT: tests/golden/torch (made by make.py there). */
+#include "tests/unit/testutil.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "lib/mem.h"
+#include "lib/safetensors.h"
+#include "model/transformer.h"
+
+#define GOLDEN "tests/golden/torch/"
+static const char *const cases[] = {"qwen-tied", "qwen-untied", "llama-rope", "llama-untied"};
+enum { S = 40 };
+
+struct golden {
+    struct model *m;
+    struct st *expect;
+    int32_t ids[2][S];
+    struct sequence seq[2];
+};
+
+static struct golden open_case(const char *name)
+{
+    struct golden g;
+    char path[256];
+    const struct st_tensor *t;
+    snprintf(path, sizeof path, GOLDEN "%s", name);
+    assert_int_equal(model_load(path, TH_F32, TH_CPU, &g.m), 0);
+    snprintf(path, sizeof path, GOLDEN "%s/expect.safetensors", name);
+    assert_int_equal(st_open(path, &g.expect), 0);
+    assert_non_null(t = st_find(g.expect, "ids"));
+    for (int i = 0; i < 2 * S; i++)
+        g.ids[i / S][i % S] = (int32_t)((const int64_t *)t->data)[i];
+    assert_non_null(t = st_find(g.expect, "response"));
+    for (int i = 0; i < 2; i++)
+        g.seq[i] = (struct sequence){.ids = g.ids[i], .n = S, .response = (size_t)*(const int64_t *)t->data};
+    return g;
+}
+
+static void close_case(struct golden *g)
+{
+    model_free(g->m);
+    st_close(g->expect);
+}
+
+/* Largest difference over the largest element expected. */
+static double relative(const float *got, const struct st_tensor *want)
+{
+    double worst = 0, largest = 0;
+    const float *w = want->data;
+    for (size_t i = 0; i < want->bytes / 4; i++) {
+        largest = fmax(largest, fabs(w[i]));
+        worst = got[i] == got[i] ? fmax(worst, fabs(got[i] - w[i])) : INFINITY;
+    }
+    return worst / largest;
+}
+
+static void check(th_tensor *x, const struct st *expect, const char *prefix, const char *name)
+{
+    char key[256];
+    snprintf(key, sizeof key, "%s%s", prefix, name);
+    const struct st_tensor *want = st_find(expect, key);
+    if (!x || !want)
+        fail_msg("%s: %s", key, x ? "no such vector" : err_text());
+    assert_int_equal(th_numel(x) * 4, want->bytes);
+    float *got = xmalloc(want->bytes);
+    assert_int_equal(th_read(x, got), 0);
+    double r = relative(got, want);
+    if (!(r < 1e-4))
+        fail_msg("%s is off by %g", key, r);
+    free(got);
+}
+
+static void check_gradients(struct golden *g, const char *prefix)
+{
+    int n = 0;
+    for (size_t i = 0; i < g->m->n_params; i++)
+        if (g->m->params[i]->trained) {
+            check(g->m->params[i]->grad, g->expect, prefix, g->m->params[i]->name);
+            n++;
+        }
+    assert_true(n > 20);
+}
+
+static void check_loss(struct golden *g, const char *name, double loss)
+{
+    double want = *(const float *)st_find(g->expect, name)->data;
+    assert_true(fabs(loss - want) < 1e-5 * want);
+}
+
+static void logits_equal_transformers(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        struct golden g = open_case(cases[c]);
+        size_t scope = th_scope_begin();
+        check(model_logits(g.m, g.ids[0], S), g.expect, "", "logits");
+        th_scope_end(scope);
+        close_case(&g);
+    }
+}
+
+static void every_weights_gradient_equals_transformers(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++)
+        for (int recompute = 0; recompute < 2; recompute++) {
+            struct golden g = open_case(cases[c]);
+            double loss;
+            size_t n;
+            g.m->recompute = recompute;
+            assert_int_equal(model_train_all(g.m), 0);
+            assert_int_equal(model_loss(g.m, g.seq, 2, true, 1, &loss, &n), 0);
+            assert_int_equal(n, 2 * (S - g.seq[0].response));
+            check_loss(&g, "full_loss", loss);
+            check_gradients(&g, "full.");
+            close_case(&g);
+        }
+}
+
+static char *adapter_of(const char *name)
+{
+    return xasprintf(GOLDEN "%s/adapter", name);
+}
+
+static void adapter_gradients_equal_peft(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        struct golden g = open_case(cases[c]);
+        struct lora_config lc;
+        double loss;
+        size_t n;
+        char *dir = adapter_of(cases[c]);
+        assert_int_equal(lora_load(g.m, dir, true, &lc), 0);
+        size_t scope = th_scope_begin();
+        check(model_logits(g.m, g.ids[0], S), g.expect, "", "lora_logits");
+        th_scope_end(scope);
+        /* one sequence at a time sums to the same as both at once, and no frozen weight gets a gradient */
+        assert_int_equal(model_loss(g.m, g.seq, 1, true, 1, &loss, &n), 0);
+        double sum = loss;
+        assert_int_equal(model_loss(g.m, g.seq + 1, 1, true, 1, &loss, &n), 0);
+        check_loss(&g, "lora_loss", sum + loss);
+        check_gradients(&g, "lora.");
+        for (size_t i = 0; i < g.m->n_params; i++)
+            assert_true(g.m->params[i]->trained == !strncmp(g.m->params[i]->name, "base_model.", 11));
+        free(dir);
+        close_case(&g);
+    }
+}
+
+static void adapters_survive_saving_and_merging(void **state)
+{
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        struct golden g = open_case(cases[c]), h = open_case(cases[c]);
+        struct lora_config lc;
+        char *dir = adapter_of(cases[c]);
+        assert_int_equal(lora_load(g.m, dir, false, &lc), 0);
+        assert_int_equal(lora_save(g.m, &lc, in_dir(state, "a"), "base"), 0);
+        assert_int_equal(lora_load(h.m, in_dir(state, "a"), false, &lc), 0);
+        assert_int_equal(lora_merge(h.m), 0);
+        size_t scope = th_scope_begin();
+        check(model_logits(h.m, h.ids[0], S), h.expect, "", "lora_logits");
+        th_scope_end(scope);
+        assert_int_equal(model_save(h.m, in_dir(state, "m"), TH_F32), 0);
+        struct st *st;
+        assert_int_equal(st_open(in_dir(state, "m"), &st), 0);
+        assert_int_equal(st_count(st), h.m->n_params);
+        st_close(st);
+        free(dir);
+        close_case(&g);
+        close_case(&h);
+    }
+}
+
+static void a_padded_batch_equals_single_sequences(void **state)
+{
+    (void)state;
+    struct golden g = open_case("qwen-tied");
+    double both, one, two;
+    size_t n;
+    g.seq[1].n = 23; /* padded to 40 */
+    assert_int_equal(model_loss(g.m, g.seq, 2, false, 1, &both, &n), 0);
+    assert_int_equal(model_loss(g.m, g.seq, 1, false, 1, &one, &n), 0);
+    assert_int_equal(model_loss(g.m, g.seq + 1, 1, false, 1, &two, &n), 0);
+    assert_true(fabs(both - one - two) < 1e-5 * both);
+    close_case(&g);
+}
+
+static int32_t argmax(const float *v, int64_t n)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        best = v[i] > v[best] ? i : best;
+    return (int32_t)best;
+}
+
+/* Greedy decoding of one row, or of three rows of different lengths that must not disturb each other. */
+static void decode_as_peft(const char *name, int64_t rows)
+{
+    struct golden g = open_case(name);
+    struct kv_cache *kv;
+    char *dir = adapter_of(name);
+    const struct st_tensor *want = st_find(g.expect, "generated");
+    int64_t n = want->shape[0], vocab = g.m->cfg.vocab;
+    float *logits = xmalloc((size_t)(rows * vocab) * sizeof *logits);
+    int32_t last[3];
+    assert_int_equal(lora_load(g.m, dir, false, NULL), 0);
+    assert_int_equal(kv_cache_new(g.m, rows, S + n, &kv), 0);
+    for (int64_t r = rows - 1; r >= 0; r--) {
+        size_t scope = th_scope_begin();
+        assert_int_equal(th_read(model_prefill(g.m, kv, r, r ? g.ids[1] : g.ids[0], r ? (size_t)(7 * r) : S), logits), 0);
+        last[r] = argmax(logits, vocab);
+        th_scope_end(scope);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        assert_int_equal(last[0], ((const int64_t *)want->data)[i]);
+        size_t scope = th_scope_begin();
+        assert_int_equal(th_read(model_decode(g.m, kv, rows, last), logits), 0);
+        for (int64_t r = 0; r < rows; r++)
+            last[r] = argmax(logits + r * vocab, vocab);
+        th_scope_end(scope);
+    }
+    kv_cache_free(kv);
+    free(logits);
+    free(dir);
+    close_case(&g);
+}
+
+static void greedy_decoding_equals_transformers(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        decode_as_peft(cases[c], 1);
+        decode_as_peft(cases[c], 3);
+    }
+}
+
+static void what_does_not_fit_is_refused(void **state)
+{
+    struct golden g = open_case("qwen-tied");
+    struct model *m;
+    double loss;
+    size_t n;
+    g.ids[0][3] = 97;
+    assert_int_equal(model_loss(g.m, g.seq, 1, false, 1, &loss, &n), ERR_FORMAT);
+    assert_int_equal(lora_load(g.m, GOLDEN "llama-untied/adapter", false, NULL), ERR_FORMAT); /* other head size */
+    assert_non_null(strstr(err_text(), "does not fit"));
+    close_case(&g);
+    assert_int_equal(model_load(in_dir(state, "none"), TH_F32, TH_CPU, &m), ERR_IO);
+    assert_int_equal(mkdir_p(in_dir(state, "bert")), 0);
+    const char *cfg = "{\"architectures\":[\"BertModel\"]}";
+    assert_int_equal(file_write(in_dir(state, "bert/config.json"), cfg, strlen(cfg), false), 0);
+    assert_int_equal(model_init(in_dir(state, "bert"), TH_F32, TH_CPU, 1, &m), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "BertModel"));
+    assert_null(m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_equal_transformers),
+        cmocka_unit_test(every_weights_gradient_equals_transformers),
+        cmocka_unit_test(adapter_gradients_equal_peft),
+        TEST_IN_DIR(adapters_survive_saving_and_merging),
+        cmocka_unit_test(a_padded_batch_equals_single_sequences),
+        cmocka_unit_test(greedy_decoding_equals_transformers),
+        TEST_IN_DIR(what_does_not_fit_is_refused),
+    };
+    return cmocka_run_group_tests_name("model", tests, NULL, NULL);
+}
