@@ -383,7 +383,8 @@ static uint32_t *map_at(struct map *m, uint64_t key, bool add)
     }
     if (!m->cap)
         return NULL;
-    size_t i = (size_t)(key * 0x9e3779b97f4a7c15u >> 20) & (m->cap - 1);
+    /* Numbers come nearly in order: 64 neighbours stay together in memory. */
+    size_t i = ((size_t)((key >> 6) * 0x9e3779b97f4a7c15u >> 20) << 6 | (key & 63)) & (m->cap - 1);
     for (; m->v[i].used; i = (i + 1) & (m->cap - 1))
         if (m->v[i].key == key)
             return &m->v[i].value;

@@ -12,6 +12,7 @@ struct statement {
     uint32_t off, len; /* comments inside it and before it are removed on writing */
     uint64_t id;       /* 0: not "#n = ..." */
     bool placeholders; /* holds a #ID_k */
+    bool gaps;         /* lacks a parameter: "( ," */
     bool colour, presentation; /* COLOUR_RGB, MECHANICAL_DESIGN_GEOMETRIC_PRESENTATION_REPRESENTATION */
     bool styled, context;      /* STYLED_ITEM; complex with a GEOMETRIC_REPRESENTATION_CONTEXT and units */
 };
@@ -44,6 +45,12 @@ static inline bool is_digit(char c)
 static inline bool is_placeholder(const char *p, const char *end)
 {
     return end - p >= 5 && p[0] == '#' && p[1] == 'I' && p[2] == 'D' && p[3] == '_' && is_digit(p[4]);
+}
+
+/* A parameter is missing between the two. */
+static inline bool is_gap(char last, char c)
+{
+    return (c == ',' && (last == '(' || last == ',')) || (c == ')' && last == ',');
 }
 
 /* Digits at *p as a number of at most 18 digits; false: none or too many. */
@@ -117,19 +124,21 @@ static void cut(struct mend *m)
 {
     const char *p = m->text, *start = p;
     struct statement s = {0};
-    bool any = false; /* something but space in the statement in hand */
+    char last = 0; /* of the statement in hand, but space */
     while (p < m->end) {
         char c = *p;
-        if (c == '\'') {
+        if ((unsigned char)c <= ' ' || c == 127) {
+            p++;
+        } else if (c == '\'') {
             const char *q = step_string_end(p, m->end);
             p = q ? q : m->end;
-            any = true;
+            last = c;
         } else if (c == '/' && p + 1 < m->end && p[1] == '*') {
             const char *q = memmem(p + 2, (size_t)(m->end - p - 2), "*/", 2);
             if (q)
                 take_comment(m, p + 2, q);
             p = q ? q + 2 : m->end;
-            any |= !q;
+            last = q ? last : '/';
         } else if (c == ';') {
             s.off = (uint32_t)(start - m->text);
             s.len = (uint32_t)(++p - start);
@@ -140,14 +149,15 @@ static void cut(struct mend *m)
                 return;
             start = p;
             s = (struct statement){0};
-            any = false;
+            last = 0;
         } else {
-            any |= (unsigned char)c > ' ';
             s.placeholders |= c == '#' && is_placeholder(p, m->end);
+            s.gaps |= is_gap(last, c);
+            last = c;
             p++;
         }
     }
-    if (any) { /* left open: the parser will say so */
+    if (last) { /* left open: the parser will say so */
         s.off = (uint32_t)(start - m->text);
         s.len = (uint32_t)(m->end - start);
         ARRAY_GROW(m->v, m->cap, m->n + 1);
@@ -264,7 +274,7 @@ static void put(struct mend *m, const struct statement *s, const struct key *key
     size_t first = out->n;
     int depth = 0;
     bool removed = false; /* a list element was dropped: so is one comma */
-    if (!s->id) {
+    if (!s->id || !(s->placeholders || s->gaps)) {
         step_put_lean(p, s->len, out);
         buf_putc(out, '\n');
         return;
@@ -302,7 +312,7 @@ static void put(struct mend *m, const struct statement *s, const struct key *key
             buf_putc(out, '#');
             buf_put_u64(out, id);
         } else {
-            bool gap = (c == ',' && (last == '(' || last == ',')) || (c == ')' && last == ',');
+            bool gap = is_gap(last, c);
             if (gap && removed && c == ',') { /* (#ID_1,#2): the comma goes with its element */
                 removed = false;
                 p++;

@@ -22,10 +22,11 @@ struct group {
 struct frame {
     uint32_t entity, next; /* next reference to follow */
 };
+enum { UNSEEN, OPEN, DONE };
 struct walk {
     const struct step_file *f;
     bool parent_first;
-    enum { UNSEEN, OPEN, DONE } *state;
+    uint8_t *state; /* UNSEEN, OPEN, DONE */
     uint32_t *order; /* instances in the order of the output */
     size_t n;
     struct frame *stack;
