@@ -102,14 +102,14 @@ static uint8_t to_byte(double v)
     return (uint8_t)(v <= 0 ? 0 : v >= 1 ? 255 : v * 255 + 0.5);
 }
 
-/* Diffuse light from the viewer's upper left and, weaker, right; more from above than from below; a soft
- * highlight.  n: in the viewer's axes (right, up, towards). */
+/* Diffuse light from the viewer's upper left and, weaker, from the right and the viewer; more from above than
+ * from below; a soft highlight.  n: in the viewer's axes (right, up, towards). */
 static void shade(vec n, double above, uint8_t rgb[3])
 {
     static const vec key = {-0.40, 0.56, 0.725}, fill = {0.74, 0.10, 0.665}, half = {-0.216, 0.302, 0.929};
     if (n.z < 0)
         n = (vec){-n.x, -n.y, -n.z}; /* the back of an open or inverted face */
-    double light = 0.30 + 0.08 * above + 0.52 * fmax(0, dot(n, key)) + 0.22 * fmax(0, dot(n, fill));
+    double light = 0.34 + 0.06 * above + 0.38 * fmax(0, dot(n, key)) + 0.14 * fmax(0, dot(n, fill)) + 0.22 * n.z;
     double shine = 0.16 * pow(fmax(0, dot(n, half)), 28);
     rgb[0] = to_byte(0.66 * light + shine);
     rgb[1] = to_byte(0.76 * light + shine);

@@ -129,7 +129,10 @@ static __attribute__((format(printf, 2, 3))) void detail(struct gen *g, const ch
     va_start(ap, fmt);
     vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
-    buf_printf(&g->with, "%s%s", g->with.n ? "\n" : "", line);
+    /* "an 8 mm hole", "an 11.5 mm bore" */
+    double first = strncmp(line, "a ", 2) == 0 ? strtod(line + 2, NULL) : 0;
+    bool vowel = line[2] == '8' || (int)first == 11 || (int)first == 18;
+    buf_printf(&g->with, "%s%s%s", g->with.n ? "\n" : "", first > 0 && vowel ? "an" : "", line + (first > 0 && vowel));
 }
 
 /* ---- profiles ---- */
@@ -585,8 +588,8 @@ static int shaft(struct gen *g)
         widest = fmax(widest, r);
     }
     point(g, 0, z, 0);
-    say(g, "%s", pick(g, text(g, "A stepped cylindrical shaft with %s sections|A cylindrical rod with %s steps of different diameters|"
-                                "A stepped shaft with %s diameters", word(n), word(n), word(n))));
+    say(g, "%s", pick(g, text(g, "A stepped cylindrical shaft with %s sections|A cylindrical rod with %s stepped sections|"
+                                "A stepped shaft of %s cylinders", word(n), word(n), word(n))));
     dim(g, z, "long");
     detail(g, "a largest diameter of %g mm", 2 * widest);
     return revolve(g);
