@@ -625,12 +625,13 @@ static int parse_instance(struct parser *ps)
     struct step_file *f = ps->f;
     if (f->n >= STEP_NONE - 1)
         return err_set(ERR_NOMEM, "%s: too many instances", f->name);
-    struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .id = step_ref_id(ps->t.s),
-                            .ref = (uint32_t)f->n_refs, .section = (uint16_t)(f->n_sections - 1)};
+    struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .ref = (uint32_t)f->n_refs,
+                            .section = (uint16_t)(f->n_sections - 1)};
     int rc;
     advance(ps);
     if (ps->kind != STEP_EQUALS)
         return due(ps, "'='");
+    e.id = step_ref_id(f->text + e.off);
     advance(ps);
     if (ps->kind == STEP_KEYWORD) {
         e.type = intern(f, ps->t.s, ps->t.n);

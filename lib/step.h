@@ -67,7 +67,7 @@ enum step_kind step_lex(const char **p, const char *end, struct step_token *t);
 const char *step_string_end(const char *s, const char *end);
 /* White space, comments and print control directives (\N\, \F\) skipped. */
 const char *step_skip_space(const char *p, const char *end);
-/* The number of a reference token ("#12"): digits, at most 18. */
+/* The number of a reference token ("#12"): digits, at most 18, and not the end of the text. */
 uint64_t step_ref_id(const char *hash);
 
 /* A string token's value as UTF-8, appended: '' and the directives \S\ \P\ \X\ \X2\

@@ -107,6 +107,21 @@ static void errors_name_line_and_column(void **state)
     assert_rejected(WRAP("") "x", "t:9:1: text after END-ISO-10303-21;");
 }
 
+static void a_text_may_end_anywhere(void **state)
+{
+    (void)state;
+    const char *text = WRAP("/* c */ #12 = A('x''y',1.5E-07,\"0F\",.T.,(#2,LEN($)));#2=(B()C(*));");
+    for (size_t n = 0; n <= strlen(text); n++) {
+        char *exact = malloc(n + !n); /* so that a sanitizer sees a read behind it */
+        memcpy(exact, text, n);
+        struct step_file *f;
+        int rc = step_parse("t", exact, n, 0, &f);
+        assert_int_equal(rc, n < strlen(text) - 1 ? ERR_FORMAT : ERR_OK);
+        step_free(f);
+        free(exact);
+    }
+}
+
 static void nesting_is_limited(void **state)
 {
     (void)state;
@@ -282,6 +297,7 @@ int main(void)
         cmocka_unit_test(comments_strings_and_white_space_hide_nothing),
         cmocka_unit_test(page_directive_may_carry_an_apostrophe),
         cmocka_unit_test(errors_name_line_and_column),
+        cmocka_unit_test(a_text_may_end_anywhere),
         cmocka_unit_test(nesting_is_limited),
         cmocka_unit_test(sections_and_header_are_found),
         cmocka_unit_test(sparse_and_dangling_ids_are_resolved),
