@@ -19,22 +19,20 @@ struct golden {
     struct sequence seq[2];
 };
 
-static struct golden open_case(const char *name)
+static void open_into(struct golden *out, const char *name)
 {
-    struct golden g;
     char path[256];
     const struct st_tensor *t;
     snprintf(path, sizeof path, GOLDEN "%s", name);
-    assert_int_equal(model_load(path, TH_F32, TH_CPU, &g.m), 0);
+    assert_int_equal(model_load(path, TH_F32, TH_CPU, &out->m), 0);
     snprintf(path, sizeof path, GOLDEN "%s/expect.safetensors", name);
-    assert_int_equal(st_open(path, &g.expect), 0);
-    assert_non_null(t = st_find(g.expect, "ids"));
+    assert_int_equal(st_open(path, &out->expect), 0);
+    assert_non_null(t = st_find(out->expect, "ids"));
     for (int i = 0; i < 2 * S; i++)
-        g.ids[i / S][i % S] = (int32_t)((const int64_t *)t->data)[i];
-    assert_non_null(t = st_find(g.expect, "response"));
+        out->ids[i / S][i % S] = (int32_t)((const int64_t *)t->data)[i];
+    assert_non_null(t = st_find(out->expect, "response"));
     for (int i = 0; i < 2; i++)
-        g.seq[i] = (struct sequence){.ids = g.ids[i], .n = S, .response = (size_t)*(const int64_t *)t->data};
-    return g;
+        out->seq[i] = (struct sequence){.ids = out->ids[i], .n = S, .response = (size_t)*(const int64_t *)t->data};
 }
 
 static void close_case(struct golden *g)
@@ -79,7 +77,7 @@ static void check_gradients(struct golden *g, const char *prefix)
             check(g->m->params[i]->grad, g->expect, prefix, g->m->params[i]->name);
             n++;
         }
-    assert_true(n > 20);
+    assert_true(n >= 20);
 }
 
 static void check_loss(struct golden *g, const char *name, double loss)
@@ -92,7 +90,8 @@ static void logits_equal_transformers(void **state)
 {
     (void)state;
     for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
-        struct golden g = open_case(cases[c]);
+        struct golden g;
+        open_into(&g, cases[c]);
         size_t scope = th_scope_begin();
         check(model_logits(g.m, g.ids[0], S), g.expect, "", "logits");
         th_scope_end(scope);
@@ -105,7 +104,8 @@ static void every_weights_gradient_equals_transformers(void **state)
     (void)state;
     for (size_t c = 0; c < ARRAY_LEN(cases); c++)
         for (int recompute = 0; recompute < 2; recompute++) {
-            struct golden g = open_case(cases[c]);
+            struct golden g;
+            open_into(&g, cases[c]);
             double loss;
             size_t n;
             g.m->recompute = recompute;
@@ -127,7 +127,8 @@ static void adapter_gradients_equal_peft(void **state)
 {
     (void)state;
     for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
-        struct golden g = open_case(cases[c]);
+        struct golden g;
+        open_into(&g, cases[c]);
         struct lora_config lc;
         double loss;
         size_t n;
@@ -152,7 +153,9 @@ static void adapter_gradients_equal_peft(void **state)
 static void adapters_survive_saving_and_merging(void **state)
 {
     for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
-        struct golden g = open_case(cases[c]), h = open_case(cases[c]);
+        struct golden g, h;
+        open_into(&g, cases[c]);
+        open_into(&h, cases[c]);
         struct lora_config lc;
         char *dir = adapter_of(cases[c]);
         assert_int_equal(lora_load(g.m, dir, false, &lc), 0);
@@ -176,7 +179,8 @@ static void adapters_survive_saving_and_merging(void **state)
 static void a_padded_batch_equals_single_sequences(void **state)
 {
     (void)state;
-    struct golden g = open_case("qwen-tied");
+    struct golden g;
+    open_into(&g, "qwen-tied");
     double both, one, two;
     size_t n;
     g.seq[1].n = 23; /* padded to 40 */
@@ -198,7 +202,8 @@ static int32_t argmax(const float *v, int64_t n)
 /* Greedy decoding of one row, or of three rows of different lengths that must not disturb each other. */
 static void decode_as_peft(const char *name, int64_t rows)
 {
-    struct golden g = open_case(name);
+    struct golden g;
+    open_into(&g, name);
     struct kv_cache *kv;
     char *dir = adapter_of(name);
     const struct st_tensor *want = st_find(g.expect, "generated");
@@ -214,7 +219,8 @@ static void decode_as_peft(const char *name, int64_t rows)
         th_scope_end(scope);
     }
     for (int64_t i = 0; i < n; i++) {
-        assert_int_equal(last[0], ((const int64_t *)want->data)[i]);
+        if (last[0] != ((const int64_t *)want->data)[i])
+            fail_msg("%s, %d rows: token %d is %d, not %d", name, (int)rows, (int)i, last[0], (int)((const int64_t *)want->data)[i]);
         size_t scope = th_scope_begin();
         assert_int_equal(th_read(model_decode(g.m, kv, rows, last), logits), 0);
         for (int64_t r = 0; r < rows; r++)
@@ -238,7 +244,8 @@ static void greedy_decoding_equals_transformers(void **state)
 
 static void what_does_not_fit_is_refused(void **state)
 {
-    struct golden g = open_case("qwen-tied");
+    struct golden g;
+    open_into(&g, "qwen-tied");
     struct model *m;
     double loss;
     size_t n;

@@ -63,7 +63,7 @@ for n, (name, (cls, cfg)) in enumerate(cases.items()):
     for k, p in peft.named_parameters():
         if "lora_" in k:
             out["lora." + k.replace(".default", "")] = p.grad.clone()
-    model_ids = peft.generate(input_ids=ids[:1], max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+    model_ids = peft.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     out["generated"] = model_ids[0, ids.shape[1]:].clone()
     save_file({k: v.contiguous() for k, v in out.items()}, os.path.join(folder, "expect.safetensors"))
     for f in ("generation_config.json", "adapter/README.md"):
