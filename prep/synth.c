@@ -707,7 +707,7 @@ static int l_bracket(struct gen *g)
 static int u_bracket(struct gen *g)
 {
     double w = size(g, 25, 70, 1), h = size(g, 20, 50, 1), t = size(g, 2, 6, 0.5), d = size(g, 12, 40, 1);
-    double r = size(g, 1.5, d / 6, 0.5), o = w / 2, i = o - t;
+    double o = w / 2, i = o - t, r = size(g, 1.5, fmin(d / 6, fmin(i / 4, h * 0.3 - 2)), 0.5);
     point(g, -o, 0, 0), point(g, o, 0, 0), point(g, o, h, 0), point(g, i, h, 0), point(g, i, t, 0), point(g, -i, t, 0);
     point(g, -i, h, 0), point(g, -o, h, 0);
     close_loop(g);
@@ -718,7 +718,7 @@ static int u_bracket(struct gen *g)
             pick(g, "mounting holes on the ends of the arms|two parallel arms, each having a circular hole|a hole in each arm"));
         detail(g, "%g mm holes", 2 * r);
     } else if (chance(g, 0.7)) {
-        double x = fmin(i - r - 1, i * 0.6);
+        double x = i * 0.6;
         s = occ_cut(g->b, s, occ_grid(g->b, upright(g, 0, 0, 0, r, t), 2, 2 * x, 1, 0));
         say(g, "A U-shaped bracket with %s", pick(g, "two mounting holes in its base|a flat base and two mounting holes|mounting holes on the base"));
         detail(g, "%g mm holes", 2 * r);
@@ -848,17 +848,17 @@ static int enclosure(struct gen *g)
     int holes = whole(g, 0, 2);
     const char *more = corner ? pick(g, " and rounded corners| and rounded vertical edges") : "";
     if (holes) {
-        double r = size(g, 1.5, 4, 0.5), x = w / 2 - t - 8, y = d / 2 - t - 6;
+        double r = size(g, 1.5, 4, 0.5), x = (w / 2 - t) / 2;
         if (holes == 1)
             s = occ_cut(g->b, s, upright(g, 0, 0, 0, r, t));
         else
-            s = occ_cut(g->b, s, occ_grid(g->b, upright(g, 0, 0, 0, fmin(r, 3), t), 2, 2 * x, 1, 2 * y));
+            s = occ_cut(g->b, s, occ_grid(g->b, upright(g, 0, 0, 0, fmin(r, 3), t), 2, 2 * x, 1, 0));
         if (holes == 2)
             r = fmin(r, 3);
         more = text(g, "%s%s and %s", corner ? ", rounded corners" : "", "", holes == 1 ? "a circular hole in its base" : "two circular holes in its base");
         detail(g, holes == 1 ? "a %g mm hole" : "%g mm holes", 2 * r);
     }
-    say(g, "A rectangular %s%s", pick(g, "box with an open top|enclosure with an open top|container with an open top|box with thin walls"), more);
+    say(g, "A rectangular %s%s", pick(g, "box with an open top|enclosure with an open top|container with an open top|tray with an open top"), more);
     dim(g, w, "long"), dim(g, d, "wide"), dim(g, h, "high");
     detail(g, "walls %g mm thick", t);
     return s;
@@ -1077,8 +1077,8 @@ static int stairs(struct gen *g)
     g->n_points--; /* the last one is the corner above the first */
     point(g, 0, n * rise, 0);
     close_loop(g);
-    say(g, "A %s", n == 2 ? pick(g, "rectangular block with a stepped edge|stepped rectangular block|L-shaped block with two steps")
-                          : text(g, "%s with %s steps", pick(g, "stepped block|staircase-shaped block"), word(n)));
+    say(g, "%s", n == 2 ? pick(g, "A rectangular block with a stepped edge|A stepped rectangular block|An L-shaped block with two steps")
+                        : text(g, "A %s with %s steps", pick(g, "stepped block|staircase-shaped block"), word(n)));
     dim(g, n * run, "long"), dim(g, d, "wide"), dim(g, n * rise, "high");
     return extrude(g, OCC_Y(0, d / 2, 0), d);
 }
