@@ -1,0 +1,282 @@
+/* split: pair records into train, test and validation sets. */
+#include "lib/pairs.h"
+#include "lib/tool.h"
+
+static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict";
+static int64_t seed = 3407;
+
+static struct opt options[] = {
+    {.name = "in", .type = OPT_STR, .value = &in, .arg = "FILE", .help = "pair records to read", .flags = OPT_REQUIRED},
+    {.name = "out", .type = OPT_STR, .value = &out, .arg = "DIR",
+     .help = "folder for train.json, test.json and val.json", .flags = OPT_REQUIRED},
+    {.name = "ratios", .type = OPT_STR, .value = &ratios, .arg = "A,B,C",
+     .help = "percent of train, test and val; whole numbers that make 100"},
+    {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "another number, another split", .min = 0,
+     .max = 9e15},
+    {.name = "group-by", .type = OPT_STR, .value = &group_by, .arg = "KEY", .choices = "caption|none",
+     .help = "caption: records of one caption stay together; none: each record by itself "
+             "(default: caption in strict mode, none in reference mode)"},
+    {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
+     .help = "reference: sizes as the original computes them, in floating point, and no groups"},
+    {0},
+};
+
+static const struct tool_spec spec = {
+    .name = "split",
+    .args = "--in FILE --out DIR",
+    .summary = "Splits pair records into train, test and validation sets, by a seed.",
+    .details = "Of n records train gets n*70/100 and test n*20/100, rounded down, and val the rest; so does the\n"
+               "original.  A caption that many records share would tell the answer of a test record if it were\n"
+               "in train as well: they stay together, and the sizes come out as said if enough captions are\n"
+               "unique.  How many test and val captions are in train is reported either way.\n\n"
+               "  split --in fit.json --out data/\n",
+    .options = options,
+};
+
+enum { TRAIN, TEST, VAL, N_SETS };
+static const char *const set_names[N_SETS] = {"train", "test", "val"};
+
+struct record {
+    uint64_t offset, caption; /* place in the file; hash of the caption */
+    size_t index;
+    int set;
+};
+
+struct group {
+    size_t from, n; /* records, when sorted by caption */
+    uint64_t order; /* random */
+};
+
+/* SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). */
+static uint64_t random_u64(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Uniform in 0..n-1. */
+static uint64_t random_below(uint64_t *state, uint64_t n)
+{
+    uint64_t x, limit = UINT64_MAX - UINT64_MAX % n;
+    do
+        x = random_u64(state);
+    while (x >= limit);
+    return x % n;
+}
+
+static int parse_ratios(int percent[N_SETS])
+{
+    char rest;
+    if (sscanf(ratios, "%d,%d,%d%c", &percent[0], &percent[1], &percent[2], &rest) != 3 || percent[0] < 0 ||
+        percent[1] < 0 || percent[2] < 0 || percent[0] > 100 || percent[1] > 100 ||
+        percent[0] + percent[1] + percent[2] != 100)
+        return err_set(ERR_USAGE, "--ratios %s: three percentages that make 100 are due, as in 70,20,10", ratios);
+    return ERR_OK;
+}
+
+static size_t share(size_t n, int percent, bool reference)
+{
+    return reference ? (size_t)((double)n * (percent / 100.0)) : (size_t)((unsigned __int128)n * (unsigned)percent / 100);
+}
+
+static int by_caption(const void *a, const void *b)
+{
+    const struct record *x = a, *y = b;
+    if (x->caption != y->caption)
+        return x->caption < y->caption ? -1 : 1;
+    return x->index < y->index ? -1 : 1;
+}
+
+static int by_size_then_order(const void *a, const void *b)
+{
+    const struct group *x = a, *y = b;
+    if (x->n != y->n)
+        return x->n > y->n ? -1 : 1;
+    return x->order < y->order ? -1 : x->order > y->order;
+}
+
+/* Large groups first, each into a set drawn by the room left in those it fits in; single records
+ * fill what remains, so that the sizes come out exact unless there are too few of them. */
+static void assign(struct record *v, size_t n, bool grouped, const size_t size[N_SETS], uint64_t *rng)
+{
+    struct group *g = xmalloc((n + 1) * sizeof *g);
+    size_t n_groups = 0, room[N_SETS];
+    if (grouped)
+        qsort(v, n, sizeof *v, by_caption);
+    for (size_t i = 0, j; i < n; i = j) {
+        for (j = i + 1; grouped && j < n && v[j].caption == v[i].caption;)
+            j++;
+        g[n_groups++] = (struct group){i, j - i, random_u64(rng)};
+    }
+    qsort(g, n_groups, sizeof *g, by_size_then_order);
+    memcpy(room, size, sizeof room);
+    for (size_t k = 0; k < n_groups; k++) {
+        size_t fit = 0;
+        int set = VAL;
+        for (int s = 0; s < N_SETS; s++)
+            fit += room[s] >= g[k].n ? room[s] : 0;
+        if (fit) {
+            uint64_t x = random_below(rng, fit);
+            for (set = 0; room[set] < g[k].n || x >= room[set]; set++)
+                x -= room[set] >= g[k].n ? room[set] : 0;
+        } else {
+            for (int s = 0; s < N_SETS; s++)
+                set = room[s] > room[set] ? s : set;
+        }
+        room[set] -= g[k].n < room[set] ? g[k].n : room[set];
+        for (size_t i = 0; i < g[k].n; i++)
+            v[g[k].from + i].set = set;
+    }
+    free(g);
+}
+
+struct leak {
+    size_t captions, shared; /* distinct captions; those in train and elsewhere */
+    size_t records[N_SETS];  /* records of test and val whose caption is in train */
+};
+
+static struct leak find_leak(struct record *v, size_t n)
+{
+    struct leak l = {0};
+    qsort(v, n, sizeof *v, by_caption);
+    for (size_t i = 0, j; i < n; i = j) {
+        size_t in_set[N_SETS] = {0};
+        for (j = i; j < n && v[j].caption == v[i].caption; j++)
+            in_set[v[j].set]++;
+        l.captions++;
+        if (in_set[TRAIN] && (in_set[TEST] || in_set[VAL])) {
+            l.shared++;
+            l.records[TEST] += in_set[TEST];
+            l.records[VAL] += in_set[VAL];
+        }
+    }
+    return l;
+}
+
+static int by_index(const void *a, const void *b)
+{
+    const struct record *x = a, *y = b;
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static int write_sets(struct tool *t, struct pairs *r, const struct record *v, size_t n)
+{
+    struct pairs_writer *w[N_SETS] = {0};
+    struct pair p;
+    int rc = ERR_OK;
+    for (int s = 0; s < N_SETS && rc == ERR_OK; s++) {
+        char *path = xasprintf("%s/%s.json", out, set_names[s]);
+        rc = pairs_create(path, &w[s]);
+        free(path);
+    }
+    progress_start("writing", n, "records");
+    for (size_t i = 0; i < n && rc == ERR_OK; i++) {
+        pairs_seek(r, v[i].offset, v[i].index);
+        if ((rc = pairs_next(r, &p)) > 0)
+            rc = pairs_put(w[v[i].set], &p);
+        if (rc == ERR_OK && stop_requested())
+            rc = err_set(ERR_CANCELLED, "stopped");
+        progress_add(1, 0);
+    }
+    progress_end();
+    for (int s = 0; s < N_SETS; s++) {
+        if (rc == ERR_OK) {
+            char *path = xasprintf("%s/%s.json", out, set_names[s]);
+            rc = pairs_commit(w[s]);
+            if (rc == ERR_OK)
+                rc = tool_artifact(t, path, "pairs");
+            free(path);
+        } else {
+            pairs_abort(w[s]);
+        }
+    }
+    return rc;
+}
+
+static int report(struct tool *t, const size_t got[N_SETS], const size_t size[N_SETS], const struct leak *l)
+{
+    struct buf b = BUF_INIT;
+    struct jw j = JW_INIT(&b);
+    jw_object(&j);
+    for (int s = 0; s < N_SETS; s++)
+        jw_kv_int(&j, set_names[s], (int64_t)got[s]);
+    jw_kv_int(&j, "captions", (int64_t)l->captions);
+    jw_kv_int(&j, "shared_captions", (int64_t)l->shared);
+    jw_kv_int(&j, "leaked_test", (int64_t)l->records[TEST]);
+    jw_kv_int(&j, "leaked_val", (int64_t)l->records[VAL]);
+    jw_end(&j);
+    tool_json_line(t, b.s);
+    buf_release(&b);
+    tool_print(t, "%zu train, %zu test, %zu val; %zu distinct captions, %zu of them in train and elsewhere "
+               "(%zu test and %zu val records)\n", got[TRAIN], got[TEST], got[VAL], l->captions, l->shared,
+               l->records[TEST], l->records[VAL]);
+    if (l->shared)
+        log_warn("%zu test and %zu val records have a caption that is in train, too (--group-by caption keeps them apart)",
+                 l->records[TEST], l->records[VAL]);
+    if (memcmp(got, size, N_SETS * sizeof *got))
+        log_warn("too many records share captions: %zu, %zu, %zu were due", size[TRAIN], size[TEST], size[VAL]);
+    int rc = ERR_OK;
+    for (int s = 0; s < N_SETS && rc == ERR_OK; s++)
+        rc = tool_metric(t, 0, set_names[s], (double)got[s]);
+    return rc < 0 ? rc : tool_metric(t, 0, "shared_captions", (double)l->shared);
+}
+
+static int run(struct tool *t, const int percent[N_SETS])
+{
+    bool reference = !strcmp(mode, "reference");
+    bool grouped = group_by ? !strcmp(group_by, "caption") : !reference;
+    struct pairs *r;
+    struct pair p;
+    struct record *v = NULL;
+    size_t n = 0, cap = 0;
+    uint64_t rng = (uint64_t)seed, told = 0;
+    int rc = pairs_open(in, &r);
+    if (rc < 0)
+        return rc;
+    progress_start("reading records", pairs_size(r), "B");
+    while ((rc = pairs_next(r, &p)) > 0) {
+        ARRAY_GROW(v, cap, n + 1);
+        v[n++] = (struct record){p.offset, fnv1a(FNV_INIT, p.caption, strlen(p.caption)), p.index, 0};
+        progress_add(p.offset - told, 0);
+        told = p.offset;
+    }
+    progress_end();
+    if (rc == ERR_OK) {
+        size_t size[N_SETS], got[N_SETS] = {0};
+        size[TRAIN] = share(n, percent[TRAIN], reference);
+        size[TEST] = share(n, percent[TEST], reference);
+        size[VAL] = n - size[TRAIN] - size[TEST];
+        assign(v, n, grouped, size, &rng);
+        struct leak l = find_leak(v, n);
+        for (size_t i = 0; i < n; i++)
+            got[v[i].set]++;
+        qsort(v, n, sizeof *v, by_index);
+        for (size_t i = n; i > 1; i--) { /* Fisher and Yates: any head of a file is a fair sample */
+            size_t k = (size_t)random_below(&rng, i);
+            struct record x = v[i - 1];
+            v[i - 1] = v[k];
+            v[k] = x;
+        }
+        rc = write_sets(t, r, v, n);
+        if (rc == ERR_OK)
+            rc = report(t, got, size, &l);
+    }
+    pairs_close(r);
+    free(v);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct tool t;
+    int percent[N_SETS];
+    tool_start(&t, &spec, argc, argv);
+    int rc = parse_ratios(percent);
+    if (rc == ERR_OK)
+        rc = tool_begin(&t);
+    if (rc == ERR_OK)
+        rc = run(&t, percent);
+    return tool_finish(&t, rc);
+}
