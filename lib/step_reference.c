@@ -410,6 +410,7 @@ struct entity {
     uint32_t ref, n_ref;
     bool named;   /* by another entity */
     bool printed, replaced;
+    bool closed;  /* it and all that can be reached from it are printed */
     uint8_t depth_ever, depth_now; /* least depth of expansion, in the epoch or walk of the next two */
     uint32_t epoch_ever, epoch_now;
     uint32_t seen; /* walk * 2, + 1 if only cut so far */
@@ -426,6 +427,7 @@ struct doc {
     uint32_t *refs;
     size_t n_refs, ref_cap;
     uint32_t walk, epoch;
+    bool partial;    /* the walk may have missed something that can be reached */
     uint32_t *order; /* what a walk met, uncut, in its order */
     size_t n_order;
     struct buf items; /* the output, one item after the other, old numbers */
@@ -554,6 +556,8 @@ enum walk_kind { EVER, NOW, CUTS };
 static bool expand(struct doc *d, struct entity *e, uint8_t depth, enum walk_kind kind)
 {
     bool ever = e->epoch_ever == d->epoch, now = e->epoch_now == d->walk;
+    if (e->closed && kind != NOW)
+        return false;
     if (kind == EVER) {
         if (ever && e->depth_ever <= depth)
             return false;
@@ -561,8 +565,12 @@ static bool expand(struct doc *d, struct entity *e, uint8_t depth, enum walk_kin
         e->depth_ever = depth;
         return true;
     }
-    if ((now && e->depth_now <= depth) || (kind == CUTS && ever && e->depth_ever < depth))
+    if (now && e->depth_now <= depth)
         return false;
+    if (kind == CUTS && ever && e->depth_ever < depth) {
+        d->partial = true;
+        return false;
+    }
     e->epoch_now = d->walk;
     e->depth_now = depth;
     return true;
@@ -578,9 +586,11 @@ static void walk(struct doc *d, uint32_t root, enum walk_kind kind, bool prune)
     uint32_t at = root;
     d->walk++;
     d->n_order = 0;
+    d->partial = false;
     for (;;) {
         struct entity *e = &d->v[at];
         bool cut = depth > MAX_DEPTH || e->on_path, unseen = e->seen / 2 != d->walk;
+        d->partial |= depth > MAX_DEPTH;
         if (cut && unseen)
             e->seen = d->walk * 2 + 1;
         if (!cut) {
@@ -730,6 +740,8 @@ static void put_presentation(struct doc *d, uint32_t root)
         NOTE(d, "/* BEGIN COMPLEX_ENTITY %zu */", ++nth);
         walk(d, c, CUTS, false);
         put_order(d);
+        for (size_t i = 0; i < d->n_order && !d->partial; i++)
+            d->v[d->order[i]].closed = true;
         NOTE(d, "/* END COMPLEX_ENTITY %zu */", nth);
     }
     for (size_t i = 1; i < n_colours; i++)
