@@ -5,8 +5,9 @@ BIN=${BIN:-build/bin}
 [ -x "$BIN/synth" ] || { echo "SKIP: synth is not built (OpenCASCADE)"; exit 77; }
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 fail() { echo "FAIL: $*"; exit 1; }
+root=$PWD
+case $BIN in /*) ;; *) BIN=$root/$BIN ;; esac
 cd "$dir" || exit 1
-case $BIN in /*) ;; *) BIN=$OLDPWD/$BIN ;; esac
 
 "$BIN/synth" --count 40 --seed 5 --out one -j 1 --db none --json -q > one.jsonl || fail "synth -j 1: exit $?"
 "$BIN/synth" --count 40 --seed 5 --out two -j 2 --db none -q > /dev/null || fail "synth -j 2: exit $?"
@@ -44,6 +45,13 @@ grep -q ' mm' small/captions.csv && fail "plain captions have sizes"
 "$BIN/synth" --count 1 --families nutt --out x --db none 2> err; [ $? -eq 2 ] || fail "unknown family: exit code"
 grep -q "no family 'nutt'" err || fail "unknown family: $(cat err)"
 touch file; "$BIN/synth" --count 1 --out file --db none 2> err; [ $? -eq 3 ] || fail "--out is a file: exit code"
+
+# the sample is what its README says made it, with the OpenCASCADE it was made with
+sample=$root/datasets/sample
+if [ "$(grep -ho 'OpenCASCADE [0-9.]*' one/steps/00000000.step)" = "$(grep -ho 'OpenCASCADE [0-9.]*' "$sample/steps/00000000.step")" ]; then
+    "$BIN/synth" --count 100 --seed 2026 --max-entities 260 --out sample --db none -q > /dev/null || fail "the sample's command"
+    diff -r -x README.md sample "$sample" || fail "datasets/sample is not what its command makes"
+fi
 
 # pictures
 [ -x "$BIN/step-render" ] || { echo "ok (no step-render)"; exit 0; }
