@@ -1325,6 +1325,8 @@ static int load_pre_tokenizer(struct tok *t, const json_t *j, bool *bytes)
 {
     static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const char *type = type_of(j);
+    if (!j || json_is_null(j))
+        return ERR_OK;
     if (*bytes)
         return unsupported(t, "pre_tokenizer after ByteLevel:", type);
     if (!strcmp(type, "Sequence")) {

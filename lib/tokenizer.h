@@ -61,7 +61,8 @@ int tok_encode_mark(const struct tok *t, const char *text, size_t n, bool add_sp
                     struct tok_ids *out, size_t *first);
 
 /* Appends the text of ids to out, bytes that are not UTF-8 as U+FFFD; skip_special leaves
- * out special tokens.  ERR_FORMAT: an id out of range (ids without a token give nothing). */
+ * out special tokens.  As Hugging Face's, but that an added token is its own text also if that
+ * could be read in the byte alphabet ("caf\u00e9" there comes out as "caf\ufffd").  ERR_FORMAT: an id out of range (ids without a token give nothing). */
 int tok_decode(const struct tok *t, const int32_t *ids, size_t n, bool skip_special, struct buf *out);
 
 /* Decoding as tokens arrive: bytes of an unfinished character wait for the next token.
