@@ -70,7 +70,7 @@ FAISS_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/faiss*.cc))
 
 NEED_TORCH := rag-pairs sft merge-lora generate serve eval-loss
 NEED_OCCT := synth step-render renderability chamfer geometry-reward report
-NEED_FAISS := rag-pairs generate serve
+NEED_FAISS := rag-pairs
 
 ALL_TOOLS := $(notdir $(TOOL_SRC:.c=))
 LACKING := $(if $(HAVE_TORCH),,$(NEED_TORCH)) $(if $(HAVE_OCCT),,$(NEED_OCCT)) $(if $(HAVE_FAISS),,$(NEED_FAISS))

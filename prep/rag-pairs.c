@@ -1,0 +1,309 @@
+/* rag-pairs: for each captioned part the other part with the most similar caption, as training records. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lib/csv.h"
+#include "lib/pairs.h"
+#include "lib/step.h"
+#include "lib/tool.h"
+#include "model/retrieval.h"
+#include "shim/faiss.h"
+#include "shim/torch.h"
+
+static const char *captions_csv, *steps_dir, *encoder_dir, *out_path;
+static int64_t top_k = 1;
+
+static struct opt options[] = {
+    {.name = "captions", .type = OPT_STR, .value = &captions_csv, .arg = "CSV", .help = "model_id, isDescribable, description", .flags = OPT_REQUIRED},
+    {.name = "steps", .type = OPT_STR, .value = &steps_dir, .arg = "DIR", .help = "restructured STEP files, named by model id", .flags = OPT_REQUIRED},
+    {.name = "encoder", .type = OPT_STR, .value = &encoder_dir, .arg = "DIR", .help = "sentence encoder (all-MiniLM-L6-v2)", .flags = OPT_REQUIRED},
+    {.name = "out", .type = OPT_STR, .value = &out_path, .arg = "FILE", .help = "pair records (JSON)", .flags = OPT_REQUIRED},
+    {.name = "top-k", .type = OPT_INT, .value = &top_k, .arg = "K", .help = "records for each part, with the K nearest others", .min = 1, .max = 100},
+    {0},
+};
+
+static const struct tool_spec spec = {
+    .name = "rag-pairs",
+    .args = "--captions CSV --steps DIR --encoder DIR --out pairs.json",
+    .summary = "Pairs each captioned part with the most similar other part, by caption.",
+    .details = "A file belongs to the model id that is its name, or the part of its name ahead of the first '_'.\n"
+               "Embeddings are kept as FILE.embeddings.safetensors and the index as FILE.faiss.\n",
+    .options = options,
+};
+
+struct entry {
+    char *id, *caption;
+    const char *path; /* borrowed from the file list; NULL: no file */
+    int64_t first, second; /* the two lowest entries with this caption; -1: none */
+};
+
+struct work {
+    struct tool *t;
+    struct entry *v; /* sorted by id */
+    size_t n, cap;
+    struct file_list files;
+};
+
+static int by_id(const void *a, const void *b)
+{
+    return strcmp(((const struct entry *)a)->id, ((const struct entry *)b)->id);
+}
+
+static bool is_true(const char *s)
+{
+    return !strcmp(s, "True") || !strcmp(s, "true") || !strcmp(s, "1");
+}
+
+static int fail_item(struct work *w, const char *item, const char *reason)
+{
+    return tool_item(w->t, &(struct run_item){.item = item, .state = "failed", .reason = reason});
+}
+
+static int read_captions(struct work *w)
+{
+    struct csv *c;
+    struct csv_row row;
+    int id = 0, ok = 0, text = 0, rc = csv_open(captions_csv, &c);
+    if (rc < 0)
+        return rc;
+    if ((rc = id = csv_column(c, "model_id")) >= 0 && (rc = ok = csv_column(c, "isDescribable")) >= 0)
+        rc = text = csv_column(c, "description");
+    size_t no_text = 0;
+    while (rc >= 0 && (rc = csv_next(c, &row)) > 0) {
+        if (!is_true(row.field[ok]) || !*row.field[text]) {
+            no_text++;
+            continue;
+        }
+        ARRAY_GROW(w->v, w->cap, w->n + 1);
+        w->v[w->n++] = (struct entry){.id = xstrdup(row.field[id]), .caption = xstrdup(row.field[text])};
+    }
+    csv_close(c);
+    if (rc < 0)
+        return rc;
+    qsort(w->v, w->n, sizeof *w->v, by_id);
+    size_t kept = 0;
+    for (size_t i = 0; i < w->n && rc == ERR_OK; i++) {
+        if (kept && !strcmp(w->v[i].id, w->v[kept - 1].id)) {
+            rc = fail_item(w, w->v[i].id, "duplicate_id: a caption of this id stands before");
+            free(w->v[i].id);
+            free(w->v[i].caption);
+        } else {
+            w->v[kept++] = w->v[i];
+        }
+    }
+    w->n = kept;
+    log_note("%zu captions, %zu rows that are not describable left out", w->n, no_text);
+    return w->n ? rc : err_set(ERR_FORMAT, "%s: holds no describable caption", captions_csv);
+}
+
+static struct entry *find(struct work *w, const char *name, size_t n)
+{
+    char *id = xstrndup(name, n);
+    struct entry key = {.id = id}, *e = bsearch(&key, w->v, w->n, sizeof *w->v, by_id);
+    free(id);
+    return e;
+}
+
+/* Gives entries their files; reports captions without a file and files without a caption. */
+static int match_files(struct work *w)
+{
+    int rc = file_list_add(&w->files, steps_dir, STEP_SUFFIXES);
+    size_t unused = 0, lacking = 0;
+    for (size_t i = 0; i < w->files.n && rc == ERR_OK; i++) {
+        char *stem = path_stem(w->files.v[i].path);
+        struct entry *e = find(w, stem, strlen(stem));
+        if (!e)
+            e = find(w, stem, strcspn(stem, "_"));
+        if (!e) {
+            unused++;
+            rc = fail_item(w, w->files.v[i].rel, "no_caption: a STEP file without a describable caption");
+        } else if (e->path) {
+            rc = fail_item(w, w->files.v[i].rel, "duplicate_file: its model id has a file already");
+        } else {
+            e->path = w->files.v[i].path;
+        }
+        free(stem);
+    }
+    size_t kept = 0;
+    for (size_t i = 0; i < w->n && rc == ERR_OK; i++) {
+        if (w->v[i].path) {
+            w->v[kept++] = w->v[i];
+            continue;
+        }
+        lacking++;
+        rc = fail_item(w, w->v[i].id, "no_file: a caption without a STEP file");
+        free(w->v[i].id);
+        free(w->v[i].caption);
+    }
+    if (rc < 0)
+        return rc;
+    w->n = kept;
+    if (unused || lacking)
+        log_warn("%zu STEP files without caption, %zu captions without STEP file", unused, lacking);
+    return kept > 1 ? ERR_OK : err_set(ERR_IO, "%s: fewer than two parts have a caption in %s", steps_dir, captions_csv);
+}
+
+/* The data section of a file, into b. */
+static int read_part(const char *path, struct buf *b)
+{
+    struct file_map f;
+    const char *part;
+    size_t n;
+    int rc = file_map(path, (size_t)2 << 30, &f);
+    if (rc < 0)
+        return rc;
+    buf_clear(b);
+    if (step_data_part(f.data, f.size, &part, &n))
+        buf_add(b, part, n);
+    else
+        rc = err_set(ERR_FORMAT, "%s: has no DATA section", path);
+    file_unmap(&f);
+    return rc;
+}
+
+/* Of the others that score as candidate j does, the one of the lowest id (entries are sorted by id).  FAISS may
+ * have returned any few of many equal captions, so each candidate stands for all that share its caption. */
+static int64_t lowest_of_equals(const struct work *w, const int64_t *near, const float *score, int64_t j, int64_t k, size_t i)
+{
+    int64_t best = near[j];
+    for (int64_t l = j; l < k && score[l] == score[j]; l++) {
+        if (near[l] < 0)
+            continue;
+        int64_t first = w->v[near[l]].first;
+        if (first == (int64_t)i)
+            first = w->v[near[l]].second;
+        if (first >= 0 && first < best)
+            best = first;
+    }
+    return best;
+}
+
+/* A record for entry i and each of its nearest others. */
+static int write_records(struct work *w, struct pairs_writer *out, size_t i, const int64_t *near, const float *score, int64_t k)
+{
+    struct buf own = BUF_INIT, other = BUF_INIT;
+    int64_t written = 0;
+    int rc = read_part(w->v[i].path, &own);
+    for (int64_t j = 0; j < k && written < top_k && rc == ERR_OK; j++) {
+        if (near[j] < 0 || near[j] == (int64_t)i)
+            continue;
+        int64_t best = written ? near[j] : lowest_of_equals(w, near, score, j, k, i);
+        const struct entry *e = &w->v[best];
+        if ((rc = read_part(e->path, &other)) == ERR_OK)
+            rc = pairs_put(out, &(struct pair){.id_original = w->v[i].id, .caption = w->v[i].caption, .id_retrieve = e->id,
+                                               .retrieved = other.s, .output = own.s});
+        written++;
+    }
+    buf_release(&own);
+    buf_release(&other);
+    if (rc == ERR_FORMAT) /* this part's text, not the run's fault */
+        return fail_item(w, w->v[i].id, err_text());
+    if (rc < 0)
+        return rc;
+    return tool_item(w->t, &(struct run_item){.item = w->v[i].id, .state = "done"});
+}
+
+static int by_caption(const void *a, const void *b)
+{
+    const struct entry *x = *(struct entry *const *)a, *y = *(struct entry *const *)b;
+    int c = strcmp(x->caption, y->caption);
+    return c ? c : x < y ? -1 : 1;
+}
+
+static void group_captions(struct work *w)
+{
+    struct entry **p = xmalloc(w->n * sizeof *p);
+    for (size_t i = 0; i < w->n; i++)
+        p[i] = &w->v[i];
+    qsort(p, w->n, sizeof *p, by_caption);
+    for (size_t i = 0, from = 0; i < w->n; i++) {
+        if (strcmp(p[i]->caption, p[from]->caption))
+            from = i;
+        p[i]->first = p[from] - w->v;
+        p[i]->second = from + 1 < w->n && !strcmp(p[from + 1]->caption, p[from]->caption) ? p[from + 1] - w->v : -1;
+    }
+    free(p);
+}
+
+static int pair_all(struct work *w, const float *x, int dim)
+{
+    /* So many more than asked for that the part itself and a tie at the end do not matter. */
+    int64_t k = top_k + 32 < (int64_t)w->n ? top_k + 32 : (int64_t)w->n, chunk = 256;
+    char *index_path = xasprintf("%s.faiss", out_path);
+    struct pairs_writer *out = NULL;
+    vindex *index = NULL;
+    float *score = xmalloc((size_t)(chunk * k) * sizeof *score);
+    int64_t *near = xmalloc((size_t)(chunk * k) * sizeof *near);
+    group_captions(w);
+    int rc = vindex_new(dim, &index);
+    if (rc == ERR_OK)
+        rc = vindex_add(index, (int64_t)w->n, x);
+    if (rc == ERR_OK)
+        rc = vindex_save(index, index_path);
+    if (rc == ERR_OK)
+        rc = pairs_create(out_path, &out);
+    progress_start("pairing", w->n, "parts");
+    for (size_t at = 0; at < w->n && rc == ERR_OK; at += (size_t)chunk) {
+        int64_t m = (int64_t)(w->n - at) < chunk ? (int64_t)(w->n - at) : chunk;
+        rc = vindex_search(index, m, x + at * (size_t)dim, k, score, near);
+        for (int64_t i = 0; i < m && rc == ERR_OK; i++) {
+            rc = write_records(w, out, at + (size_t)i, near + i * k, score + i * k, k);
+            progress_add(1, 0);
+            if (rc == ERR_OK && stop_requested())
+                rc = err_set(ERR_CANCELLED, "stopped by a signal");
+        }
+    }
+    progress_end();
+    if (rc == ERR_OK)
+        rc = pairs_commit(out);
+    else
+        pairs_abort(out);
+    if (rc == ERR_OK)
+        rc = tool_artifact(w->t, out_path, "pairs");
+    vindex_free(index);
+    free(score);
+    free(near);
+    free(index_path);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct tool t;
+    struct work w = {.t = &t};
+    struct encoder *e = NULL;
+    float *x = NULL;
+    tool_start(&t, &spec, argc, argv);
+    th_set_threads(t.threads);
+    int rc = encoder_load(encoder_dir, &e);
+    if (rc == ERR_OK)
+        rc = tool_begin(&t);
+    if (rc == ERR_OK)
+        rc = read_captions(&w);
+    if (rc == ERR_OK)
+        rc = match_files(&w);
+    if (rc == ERR_OK) {
+        const char **texts = xmalloc(w.n * sizeof *texts);
+        char *cache = xasprintf("%s.embeddings.safetensors", out_path), *dir = path_dirname(out_path);
+        for (size_t i = 0; i < w.n; i++)
+            texts[i] = w.v[i].caption;
+        rc = mkdir_p(dir);
+        if (rc == ERR_OK)
+            rc = retrieval_embed(e, encoder_dir, texts, w.n, cache, &x);
+        free(texts);
+        free(cache);
+        free(dir);
+    }
+    if (rc == ERR_OK)
+        rc = pair_all(&w, x, encoder_dim(e));
+    int code = tool_finish(&t, rc);
+    for (size_t i = 0; i < w.n; i++) {
+        free(w.v[i].id);
+        free(w.v[i].caption);
+    }
+    free(w.v);
+    free(x);
+    file_list_release(&w.files);
+    encoder_free(e);
+    return code;
+}
