@@ -519,6 +519,8 @@ struct encoder {
     bool ascii;
     bool found;
     size_t first;
+    void (*word)(void *ctx, const char *p, size_t n); /* instead of ids */
+    void *ctx;
 };
 
 static void add_id(struct encoder *e, int32_t id)
@@ -594,6 +596,10 @@ static int add_word(struct encoder *e, const char *p, size_t n)
 {
     if (!n)
         return ERR_OK;
+    if (e->word) {
+        e->word(e->ctx, p, n);
+        return ERR_OK;
+    }
     size_t at = (size_t)(p - e->base), from = e->out->n;
     int rc = word_ids(e, p, n);
     if (rc < 0 || at + n <= e->mark || e->found)
@@ -926,6 +932,24 @@ int tok_encode_mark(const struct tok *t, const char *text, size_t n, bool add_sp
     return rc;
 }
 
+int tok_words(const struct tok *t, const char *text, size_t n, void (*word)(void *ctx, const char *p, size_t n),
+              void *ctx)
+{
+    struct scratch *s = scratch_get(t);
+    struct tok_ids none = {0};
+    struct encoder e = {.t = t, .s = s, .out = &none, .mark = SIZE_MAX, .word = word, .ctx = ctx};
+    if (utf8_run(text, n) < n) {
+        buf_clear(&s->clean);
+        add_lossy(&s->clean, text, n);
+        text = s->clean.s;
+        n = s->clean.n;
+    }
+    int rc = n ? split_added(&e, &t->raw, text, n, SIZE_MAX, normalize) : ERR_OK;
+    tok_ids_release(&none);
+    scratch_put(t, s);
+    return rc;
+}
+
 int tok_encode(const struct tok *t, const char *text, size_t n, bool add_special, struct tok_ids *out)
 {
     return tok_encode_mark(t, text, n, add_special, SIZE_MAX, out, NULL);
@@ -1000,15 +1024,30 @@ int tok_decode(const struct tok *t, const int32_t *ids, size_t n, bool skip_spec
 
 /* ---- loading ---- */
 
-/* GPT-2's byte alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on. */
-static void byte_alphabet(int16_t byte_of[324])
+/* GPT-2's byte alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and on.
+ * Either may be NULL. */
+static void byte_alphabet(int16_t byte_of[324], int16_t char_of[256])
 {
     int next = 256;
-    for (int i = 0; i < 324; i++)
+    for (int i = 0; byte_of && i < 324; i++)
         byte_of[i] = -1;
     for (int b = 0; b < 256; b++) {
         bool self = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
-        byte_of[self ? b : next++] = (int16_t)b;
+        int c = self ? b : next++;
+        if (byte_of)
+            byte_of[c] = (int16_t)b;
+        if (char_of)
+            char_of[b] = (int16_t)c;
+    }
+}
+
+void tok_spell(const char *bytes, size_t n, struct buf *out)
+{
+    int16_t char_of[256];
+    byte_alphabet(NULL, char_of);
+    for (size_t i = 0; i < n; i++) {
+        utf8proc_uint8_t u[4];
+        buf_add(out, u, (size_t)utf8proc_encode_char(char_of[(unsigned char)bytes[i]], u));
     }
 }
 
@@ -1079,7 +1118,7 @@ static int load_vocab(struct tok *t, const json_t *vocab, const json_t *added)
     t->by_bytes = xcalloc(slots, sizeof *t->by_bytes);
 
     struct buf b = BUF_INIT;
-    byte_alphabet(byte_of);
+    byte_alphabet(byte_of, NULL);
     json_object_foreach((json_t *)vocab, name, j) {
         struct entry *e = &t->v[json_integer_value(j)];
         if (e->flags) {
@@ -1504,27 +1543,38 @@ static int load_special_ids(struct tok *t, const char *dir)
     return ERR_OK;
 }
 
-int tok_load(const char *path, struct tok **out)
+int tok_load_json(const char *name, const json_t *root, struct tok **out)
 {
     struct tok *t = xcalloc(1, sizeof *t);
-    bool is_dir = path_is_dir(path);
-    char *dir = is_dir ? xstrdup(path) : path_dirname(path);
-    json_t *root = NULL;
-    t->path = is_dir ? path_join(path, "tokenizer.json") : xstrdup(path);
+    t->path = xstrdup(name);
     t->bos = t->eos = t->pad = -1;
     pthread_mutex_init(&t->lock, NULL);
-    int rc = json_read_file(t->path, FILE_MAX, &root);
-    if (rc == ERR_OK)
-        rc = load_model(t, root);
-    if (rc == ERR_OK)
-        rc = load_special_ids(t, dir);
-    json_decref(root);
-    free(dir);
+    int rc = load_model(t, root);
     if (rc < 0) {
         tok_free(t);
         t = NULL;
     }
     *out = t;
+    return rc;
+}
+
+int tok_load(const char *path, struct tok **out)
+{
+    bool is_dir = path_is_dir(path);
+    char *dir = is_dir ? xstrdup(path) : path_dirname(path);
+    char *file = is_dir ? path_join(path, "tokenizer.json") : xstrdup(path);
+    json_t *root = NULL;
+    *out = NULL;
+    int rc = json_read_file(file, FILE_MAX, &root);
+    if (rc == ERR_OK)
+        rc = tok_load_json(file, root, out);
+    if (rc == ERR_OK && (rc = load_special_ids(*out, dir)) < 0) {
+        tok_free(*out);
+        *out = NULL;
+    }
+    json_decref(root);
+    free(file);
+    free(dir);
     return rc;
 }
 

@@ -33,6 +33,7 @@
 #include "lib/mem.h"
 
 struct tok;
+struct json_t;
 
 /* Growing list of token ids; {0} is empty. */
 struct tok_ids {
@@ -46,6 +47,8 @@ void tok_ids_release(struct tok_ids *l); /* frees; empty and usable again */
  * config.json, which tell BOS, EOS and stop tokens), or the tokenizer.json itself, whose
  * folder is then looked into likewise.  ERR_IO, ERR_FORMAT with file and field, ERR_NOMEM. */
 int tok_load(const char *path, struct tok **out);
+/* From a parsed tokenizer.json (borrowed); name is for error texts.  BOS, EOS and pad are -1. */
+int tok_load_json(const char *name, const struct json_t *root, struct tok **out);
 void tok_free(struct tok *t); /* NULL is fine */
 
 /* Appends the ids of text[0..n) to out.  add_special: what the post-processor puts
@@ -59,6 +62,11 @@ int tok_encode(const struct tok *t, const char *text, size_t n, bool add_special
  * before it.  The byte ahead of the mark must be ASCII (normalisation stops there). */
 int tok_encode_mark(const struct tok *t, const char *text, size_t n, bool add_special, size_t mark,
                     struct tok_ids *out, size_t *first);
+
+/* Calls word() for each piece that BPE would work on, after normalisation and pre-tokenizer:
+ * what training counts.  The pieces are borrowed for the call. */
+int tok_words(const struct tok *t, const char *text, size_t n, void (*word)(void *ctx, const char *p, size_t n),
+              void *ctx);
 
 /* Appends the text of ids to out, bytes that are not UTF-8 as U+FFFD; skip_special leaves
  * out special tokens.  As Hugging Face's, but that an added token is its own text also if that
@@ -88,5 +96,7 @@ bool tok_is_special(const struct tok *t, int32_t id);
 int32_t tok_find(const struct tok *t, const char *token);
 /* The bytes that id stands for (borrowed, not NUL-terminated); NULL when it has none. */
 const char *tok_bytes(const struct tok *t, int32_t id, size_t *n);
+/* Appends bytes as they are spelt in a tokenizer.json: in GPT-2's byte alphabet. */
+void tok_spell(const char *bytes, size_t n, struct buf *out);
 
 #endif
