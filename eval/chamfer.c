@@ -1,0 +1,464 @@
+/* chamfer: how far generated parts are from the true ones. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lib/chamfer.h"
+#include "lib/isolate.h"
+#include "lib/part.h"
+#include "lib/step_score.h"
+#include "lib/tool.h"
+#include "shim/occt.h"
+
+static const char *pred_arg, *truth_arg, *align = "best", *scale = "truth", *aligned_out;
+static int64_t points = 2000, memory = 2000000000, seed = -1;
+static double timeout = 30, threshold = 0.1;
+static bool clouds, icp_from;
+
+static struct opt options[] = {
+    {.name = "pred", .type = OPT_STR, .value = &pred_arg, .arg = "DIR", .help = "generated parts (or one file)"},
+    {.name = "truth", .type = OPT_STR, .value = &truth_arg, .arg = "DIR", .help = "true parts of the same names (or one file for all)"},
+    {.name = "align", .type = OPT_STR, .value = &align, .arg = "HOW", .choices = "reference|best",
+     .help = "best: multi-start, all roots; reference: the original's FPFH, RANSAC and ICP on the first root"},
+    {.name = "points", .type = OPT_INT, .value = &points, .arg = "N", .help = "points sampled of each part", .min = 16, .max = 1e6},
+    {.name = "threshold", .type = OPT_REAL, .value = &threshold, .arg = "X",
+     .help = "best: distance that counts as a hit for the F-score, in the truth's RMS", .min = 1e-6, .max = 10},
+    {.name = "scale", .type = OPT_STR, .value = &scale, .arg = "WHAT", .choices = "truth|average",
+     .help = "reference: RMS to scale by; average is the default of the original's command"},
+    {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "reference: instead of the texts' MD5", .min = -1, .max = 4294967294.0},
+    {.name = "clouds", .type = OPT_FLAG, .value = &clouds, .help = "the arguments are raw n x 3 float64 clouds: truth, prediction"},
+    {.name = "icp-from", .type = OPT_FLAG, .value = &icp_from, .help = "clouds: after the original's three ICP rounds"},
+    {.name = "aligned", .type = OPT_STR, .value = &aligned_out, .arg = "FILE", .help = "clouds: write the moved prediction to FILE", .flags = OPT_NO_KEY},
+    {.name = "timeout", .type = OPT_REAL, .value = &timeout, .arg = "S", .help = "seconds a file may take to read and mesh", .min = 0.01, .max = 86400},
+    {.name = "memory", .type = OPT_INT, .value = &memory, .arg = "BYTES", .help = "memory a file may take (2G)", .min = 64e6, .max = 1e13},
+    {0},
+};
+
+static const struct tool_spec spec = {
+    .name = "chamfer",
+    .args = "--pred DIR --truth DIR | TRUTH PRED",
+    .summary = "Scaled Chamfer distance of generated parts from the true ones.",
+    .details = "Files are paired by their name less its suffix.  scd is the mean squared distance from the truth's points\n"
+               "to the prediction's over the truth's RMS radius squared; scd_two_sided adds the other direction.\n\n"
+               "  chamfer --pred runs/12/generated --truth data/test --label 'SFT with RAG'\n"
+               "  chamfer --align reference --json truth.step generated.step\n"
+               "  chamfer --clouds --icp-from --json truth.f64 moved.f64\n",
+    .options = options,
+    .max_args = 2,
+};
+
+/* ---- raw clouds ---- */
+
+static int read_cloud(const char *path, double **xyz, size_t *n)
+{
+    struct file_map m;
+    int rc = file_map(path, (size_t)1 << 32, &m);
+    if (rc < 0)
+        return rc;
+    *n = m.size / 24;
+    *xyz = NULL;
+    if (!m.size || m.size % 24) {
+        rc = err_set(ERR_FORMAT, "%s: %zu bytes are no n x 3 float64", path, m.size);
+    } else {
+        *xyz = xmalloc(m.size);
+        memcpy(*xyz, m.data, m.size);
+        if (!cloud_finite(*xyz, *n))
+            rc = err_set(ERR_FORMAT, "%s: a coordinate is not finite", path);
+    }
+    file_unmap(&m);
+    return rc;
+}
+
+static int score_clouds(struct tool *t)
+{
+    double *g = NULL, *p = NULL;
+    size_t n_g, n_p;
+    struct icp_round round[3];
+    double start = now_s();
+    int rc = read_cloud(t->args.v[0], &g, &n_g);
+    if (rc == ERR_OK)
+        rc = read_cloud(t->args.v[1], &p, &n_p);
+    if (rc < 0)
+        goto out;
+    if (icp_from)
+        reg_icp_rounds(p, n_p, g, n_g, round);
+    double cd = chamfer_one_sided(g, n_g, p, n_p), back = chamfer_one_sided(p, n_p, g, n_g);
+    double rms = cloud_rms(g, n_g), over = rms > 0 ? rms * rms : 1;
+    struct buf line = BUF_INIT;
+    struct jw j = JW_INIT(&line);
+    jw_object(&j);
+    jw_kv_str(&j, "pred", t->args.v[1]);
+    jw_kv_str(&j, "truth", t->args.v[0]);
+    jw_kv_str(&j, "status", "ok");
+    jw_kv_str(&j, "reason", NULL);
+    jw_kv_real(&j, "cd", cd);
+    jw_kv_real(&j, "scale", rms);
+    jw_kv_real(&j, "scd", cd / over);
+    jw_kv_real(&j, "scd_two_sided", (cd + back) / over);
+    jw_kv_real(&j, "cd_two_sided", cd + back);
+    jw_kv_real(&j, "cd_back", back);
+    jw_kv_real(&j, "scale_pred", cloud_rms(p, n_p));
+    if (icp_from) {
+        jw_key(&j, "icp");
+        jw_array(&j);
+        for (int k = 0; k < 3; k++) {
+            jw_array(&j);
+            jw_real(&j, round[k].fitness);
+            jw_real(&j, round[k].rmse);
+            jw_end(&j);
+        }
+        jw_end(&j);
+    }
+    jw_end(&j);
+    tool_print(t, "cd %.9g  scale %.9g  scd %.9g  two-sided %.9g\n", cd, rms, cd / over, (cd + back) / over);
+    rc = tool_item(t, &(struct run_item){.item = t->args.v[1], .state = "done", .seconds = now_s() - start, .result = line.s});
+    buf_release(&line);
+    if (rc == ERR_OK && aligned_out)
+        rc = file_write(aligned_out, p, n_p * 24, false);
+out:
+    free(g);
+    free(p);
+    return rc;
+}
+
+/* ---- pairs of files ---- */
+
+/* A file, read when the first pair needs it and let go after the last. */
+struct source {
+    const char *path;
+    size_t uses;
+    bool loaded;
+    char *failure; /* why there is no part; NULL: part is there */
+    struct part part;
+};
+
+struct pair {
+    size_t truth, pred; /* sources, or SIZE_MAX: unmatched */
+    const char *name;
+};
+
+struct scoring {
+    struct tool *tool;
+    struct chamfer_opts opts;
+    struct part_request request;
+    struct isolate *pool;
+    struct file_list truth_files, pred_files;
+    struct source *source;
+    struct pair *pair;
+    size_t n_sources, n_pairs;
+    size_t *load, n_load; /* sources of the batch in hand */
+    size_t first;         /* pair it begins with */
+    double *scd, *scd2, *shape2;
+    size_t n_ok, n_pred_failed, n_truth_failed, n_degenerate, n_no_pred, n_no_truth;
+};
+
+enum { BATCH = 128 };
+
+static char *less_suffix(const char *rel)
+{
+    const char *dot = strrchr(rel, '.');
+    return dot && !strchr(dot, '/') ? xstrndup(rel, (size_t)(dot - rel)) : xstrdup(rel);
+}
+
+/* The file of that relative name less suffix; else the only one of that base name; else SIZE_MAX. */
+static size_t find_partner(const struct file_list *l, const char *rel)
+{
+    char *whole = less_suffix(rel), *stem = path_stem(rel);
+    size_t found = SIZE_MAX, n_found = 0;
+    for (size_t i = 0; i < l->n; i++) {
+        char *w = less_suffix(l->v[i].rel);
+        bool same = !strcmp(w, whole);
+        free(w);
+        if (same) {
+            found = i;
+            n_found = 1;
+            break;
+        }
+        char *s = path_stem(l->v[i].rel);
+        if (!strcmp(s, stem)) {
+            found = i;
+            n_found++;
+        }
+        free(s);
+    }
+    free(whole);
+    free(stem);
+    return n_found == 1 ? found : SIZE_MAX;
+}
+
+static int make_pairs(struct scoring *s, const char *truth, const char *pred)
+{
+    int rc = score_files(&s->truth_files, truth);
+    if (rc == ERR_OK)
+        rc = score_files(&s->pred_files, pred);
+    if (rc < 0)
+        return rc;
+    size_t n_t = s->truth_files.n, n_p = s->pred_files.n;
+    if (!n_t || !n_p)
+        return err_set(ERR_IO, "%s: holds no .step or .stp file", n_t ? pred : truth);
+    s->n_sources = n_t + n_p;
+    s->source = xcalloc(s->n_sources, sizeof *s->source);
+    s->pair = xcalloc(n_t + n_p, sizeof *s->pair);
+    bool *used = xcalloc(n_t, sizeof *used), one_truth = !path_is_dir(truth);
+    for (size_t i = 0; i < n_t; i++)
+        s->source[i].path = s->truth_files.v[i].path;
+    for (size_t i = 0; i < n_p; i++) {
+        size_t t = one_truth ? 0 : find_partner(&s->truth_files, s->pred_files.v[i].rel);
+        s->source[n_t + i].path = s->pred_files.v[i].path;
+        s->pair[s->n_pairs++] = (struct pair){t, n_t + i, s->pred_files.v[i].path};
+        if (t == SIZE_MAX)
+            continue;
+        used[t] = true;
+        s->source[t].uses++;
+        s->source[n_t + i].uses++;
+    }
+    for (size_t i = 0; i < n_t; i++)
+        if (!used[i])
+            s->pair[s->n_pairs++] = (struct pair){i, SIZE_MAX, s->truth_files.v[i].path};
+    free(used);
+    return ERR_OK;
+}
+
+static int make_job(void *ctx, size_t i, struct buf *out)
+{
+    struct scoring *s = ctx;
+    part_job(&s->request, s->source[s->load[i]].path, out);
+    return 0;
+}
+
+static int take_part(void *ctx, const struct isolate_result *r)
+{
+    struct scoring *s = ctx;
+    struct source *f = &s->source[s->load[r->index]];
+    f->loaded = true;
+    if (r->code < 0) {
+        f->failure = xstrdup(r->error);
+    } else if (part_decode(r->data, r->n, &f->part) < 0) {
+        f->failure = xstrdup(err_text());
+    } else if (f->part.status != PART_OK) {
+        f->failure = f->part.status == PART_EXCEPTION ? xasprintf("exception: %s", f->part.reason) : xstrdup(f->part.reason);
+        part_release(&f->part);
+    }
+    return ERR_OK;
+}
+
+static void let_go(struct source *f)
+{
+    if (--f->uses)
+        return;
+    if (!f->failure)
+        part_release(&f->part);
+    free(f->failure);
+    f->failure = NULL;
+    f->loaded = false;
+}
+
+static bool matched(const struct pair *p)
+{
+    return p->truth != SIZE_MAX && p->pred != SIZE_MAX;
+}
+
+static void *score_pair(void *ctx, size_t i, int worker, int *code)
+{
+    (void)worker;
+    struct scoring *s = ctx;
+    const struct pair *p = &s->pair[s->first + i];
+    struct chamfer_score *out = xcalloc(1, sizeof *out);
+    *code = ERR_OK;
+    if (!matched(p) || s->source[p->truth].failure || s->source[p->pred].failure)
+        return out;
+    struct chamfer_opts o = s->opts;
+    if (o.reference && seed >= 0)
+        o.seed = (uint32_t)seed;
+    else if (o.reference)
+        *code = chamfer_seed(s->source[p->truth].path, s->source[p->pred].path, &o.seed);
+    if (*code == ERR_OK)
+        chamfer_score(&s->source[p->truth].part, &s->source[p->pred].part, &o, out);
+    return out;
+}
+
+static int pair_done(void *ctx, const struct pool_item *it)
+{
+    struct scoring *s = ctx;
+    struct pair *p = &s->pair[s->first + it->index];
+    struct chamfer_score *r = it->result;
+    struct source *g = p->truth == SIZE_MAX ? NULL : &s->source[p->truth], *q = p->pred == SIZE_MAX ? NULL : &s->source[p->pred];
+    const char *status = "ok", *reason = NULL;
+    bool both = g && q;
+    if (!q)
+        status = "no_pred", reason = "no prediction of that name", s->n_no_pred++;
+    else if (!g)
+        status = "no_truth", reason = "no truth of that name, or several", s->n_no_truth++;
+    else if (g->failure)
+        status = "truth_failed", reason = g->failure, s->n_truth_failed++;
+    else if (q->failure)
+        status = "pred_failed", reason = q->failure, s->n_pred_failed++;
+    else if (it->code < 0)
+        status = "pred_failed", reason = it->error, s->n_pred_failed++;
+    else if (!r->ok)
+        status = "degenerate", reason = r->reason, s->n_degenerate++;
+    const struct chamfer_opts o = s->opts;
+    struct buf line = BUF_INIT;
+    struct jw j = JW_INIT(&line);
+    jw_object(&j);
+    jw_kv_str(&j, "pred", q ? q->path : NULL);
+    jw_kv_str(&j, "truth", g ? g->path : NULL);
+    jw_kv_str(&j, "status", status);
+    jw_kv_str(&j, "reason", reason);
+    if (both && !g->failure && !q->failure)
+        chamfer_put(&j, &g->part, &q->part, &o, r);
+    jw_kv_real(&j, "seconds", it->seconds);
+    jw_end(&j);
+    if (!reason) {
+        s->scd[s->n_ok] = r->scd;
+        s->scd2[s->n_ok] = r->scd_two_sided;
+        s->shape2[s->n_ok++] = o.reference ? r->scd_two_sided : r->best.shape_forward + r->best.shape_backward;
+        tool_print(s->tool, "%s: scd %.6g, two-sided %.6g\n", p->name, r->scd, r->scd_two_sided);
+    }
+    char *why = reason ? xasprintf("%s: %s", status, reason) : NULL;
+    int rc = tool_item(s->tool, &(struct run_item){.item = p->name, .state = !reason ? "done" : both ? "failed" : "skipped", .reason = why,
+                                                   .seconds = it->seconds, .input = p->name, .result = line.s});
+    if (why && !both)
+        log_warn("%s: %s", p->name, why);
+    free(why);
+    buf_release(&line);
+    free(r);
+    if (both) {
+        let_go(g);
+        let_go(q);
+    }
+    progress_add(1, both && reason);
+    return rc;
+}
+
+static int run_batch(struct scoring *s, size_t n)
+{
+    s->n_load = 0;
+    for (size_t i = s->first; i < s->first + n; i++) {
+        size_t of[2] = {s->pair[i].truth, s->pair[i].pred};
+        for (int k = 0; k < 2 && matched(&s->pair[i]); k++) {
+            bool have = s->source[of[k]].loaded;
+            for (size_t l = 0; l < s->n_load && !have; l++)
+                have = s->load[l] == of[k];
+            if (!have)
+                s->load[s->n_load++] = of[k];
+        }
+    }
+    int rc = isolate_run(s->pool, &(struct isolate_batch){.n = s->n_load, .job = make_job, .done = take_part, .ctx = s});
+    if (rc < 0)
+        return rc;
+    struct pool_job job = {.n = n, .threads = s->tool->threads, .work = score_pair, .done = pair_done, .ctx = s};
+    return pool_run(&job);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Of n_ok numbers and n_failed that count as infinite. */
+static double median(double *v, size_t n_ok, size_t n_failed)
+{
+    size_t n = n_ok + n_failed;
+    if (!n)
+        return NAN;
+    qsort(v, n_ok, sizeof *v, ascending);
+    size_t lo = (n - 1) / 2, hi = n / 2;
+    return hi < n_ok ? (v[lo] + v[hi]) / 2 : INFINITY;
+}
+
+static int summary(struct scoring *s)
+{
+    size_t failed = s->n_pred_failed + s->n_degenerate + s->n_no_pred;
+    const struct {
+        const char *name;
+        double value;
+    } m[] = {
+        {"MSCD", median(s->scd, s->n_ok, 0)},
+        {"MSCD_two_sided", median(s->scd2, s->n_ok, 0)},
+        {"MSCD_shape_two_sided", median(s->shape2, s->n_ok, 0)},
+        {"MSCD_failures_infinite", median(s->scd, s->n_ok, failed)},
+        {"MSCD_two_sided_failures_infinite", median(s->scd2, s->n_ok, failed)},
+        {"n_total", (double)(s->n_ok + failed + s->n_truth_failed)},
+        {"n_ok", (double)s->n_ok},
+        {"n_pred_failed", (double)s->n_pred_failed},
+        {"n_truth_failed", (double)s->n_truth_failed},
+        {"n_degenerate", (double)s->n_degenerate},
+        {"n_no_pred", (double)s->n_no_pred},
+        {"n_no_truth", (double)s->n_no_truth},
+    };
+    struct buf line = BUF_INIT;
+    struct jw j = JW_INIT(&line);
+    int rc = ERR_OK;
+    jw_object(&j);
+    jw_kv_str(&j, "align", align);
+    for (size_t i = 0; i < ARRAY_LEN(m) && rc == ERR_OK; i++) {
+        if (m[i].name[0] == 'n')
+            jw_kv_int(&j, m[i].name, (int64_t)m[i].value);
+        else
+            jw_kv_real(&j, m[i].name, m[i].value);
+        if (isfinite(m[i].value))
+            rc = tool_metric(s->tool, 0, m[i].name, m[i].value);
+    }
+    jw_end(&j);
+    tool_json_line(s->tool, line.s);
+    buf_release(&line);
+    tool_print(s->tool, "MSCD: %.6g one-sided, %.6g two-sided, over %zu pairs; failed: %zu predictions, %zu truths, %zu degenerate; "
+               "unmatched: %zu truths, %zu predictions\n", m[0].value, m[1].value, s->n_ok, s->n_pred_failed, s->n_truth_failed,
+               s->n_degenerate, s->n_no_pred, s->n_no_truth);
+    return rc;
+}
+
+static int score_files_of(struct scoring *s, const char *truth, const char *pred)
+{
+    int rc = make_pairs(s, truth, pred);
+    if (rc < 0)
+        return rc;
+    s->load = xmalloc(2 * BATCH * sizeof *s->load);
+    s->scd = xmalloc(3 * s->n_pairs * sizeof *s->scd);
+    s->scd2 = s->scd + s->n_pairs;
+    s->shape2 = s->scd2 + s->n_pairs;
+    progress_start("scoring", s->n_pairs, "pairs");
+    for (s->first = 0; s->first < s->n_pairs && rc == ERR_OK; s->first += BATCH)
+        rc = run_batch(s, s->n_pairs - s->first < BATCH ? s->n_pairs - s->first : BATCH);
+    progress_end();
+    return rc == ERR_OK ? summary(s) : rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct tool t;
+    tool_start(&t, &spec, argc, argv);
+    struct scoring s = {.tool = &t, .opts = {.reference = !strcmp(align, "reference"), .points = (size_t)points, .threshold = threshold,
+                                             .average_scale = !strcmp(scale, "average")}};
+    s.request = chamfer_request(&s.opts);
+    const char *truth = t.args.n ? t.args.v[0] : truth_arg, *pred = t.args.n > 1 ? t.args.v[1] : pred_arg;
+    int rc = ERR_OK;
+    if ((t.args.n && (pred_arg || truth_arg)) || t.args.n == 1 || !truth || !pred)
+        rc = err_set(ERR_USAGE, "either --pred and --truth, or two files are due: the true one, the generated one");
+    else if ((icp_from || aligned_out) && !clouds)
+        rc = err_set(ERR_USAGE, "--icp-from and --aligned go with --clouds");
+    else if (clouds && t.args.n != 2)
+        rc = err_set(ERR_USAGE, "--clouds: two files are due: the true cloud, the generated one");
+    if (rc == ERR_OK && !clouds)
+        rc = isolate_open(&(struct isolate_opts){.workers = t.threads, .seconds = timeout, .memory = (size_t)memory, .work = occ_work},
+                          &s.pool);
+    if (rc == ERR_OK)
+        rc = tool_begin(&t);
+    if (rc == ERR_OK)
+        rc = clouds ? score_clouds(&t) : score_files_of(&s, truth, pred);
+    isolate_close(s.pool);
+    for (size_t i = 0; i < s.n_sources; i++)
+        if (s.source[i].loaded) {
+            free(s.source[i].failure);
+            part_release(&s.source[i].part);
+        }
+    free(s.source);
+    free(s.pair);
+    free(s.load);
+    free(s.scd);
+    file_list_release(&s.truth_files);
+    file_list_release(&s.pred_files);
+    return tool_finish(&t, rc);
+}
