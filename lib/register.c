@@ -753,16 +753,104 @@ static void match_features(const struct described *a, const struct described *b,
 
 /* ---- RANSAC over feature matches, as Open3D's ---- */
 
+enum { RANSAC_GRID = 32 };
+
+/* For every cell of a cube around G the point of G nearest to its centre. */
+struct grid {
+    int n; /* cells a side */
+    double origin[3], cells; /* cells: per unit of length */
+    uint32_t *nearest;
+};
+
+static void grid_build(struct grid *gr, int side_n, const struct kdtree *t, const double *g, size_t n)
+{
+    double min[3], max[3], side = 0;
+    extents(g, n, min, max);
+    for (int k = 0; k < 3; k++)
+        side = fmax(side, max[k] - min[k]);
+    side *= 1.5;
+    gr->n = side_n;
+    gr->cells = side_n / side;
+    for (int k = 0; k < 3; k++)
+        gr->origin[k] = (min[k] + max[k] - side) / 2;
+    gr->nearest = xmalloc((size_t)(side_n * side_n * side_n) * sizeof *gr->nearest);
+    uint32_t guess = UINT32_MAX;
+    for (int i = 0; i < side_n * side_n * side_n; i++) {
+        /* back and forth along x, so that the last cell's answer is a good guess */
+        int z = i / (side_n * side_n), y = i / side_n % side_n, x = y & 1 ? side_n - 1 - i % side_n : i % side_n;
+        double at[3] = {gr->origin[0] + (x + 0.5) / gr->cells, gr->origin[1] + (y + 0.5) / gr->cells,
+                        gr->origin[2] + (z + 0.5) / gr->cells}, d2;
+        kdtree_nearest(t, at, 1, &guess, &d2);
+        gr->nearest[(z * side_n + y) * side_n + x] = guess;
+    }
+}
+
+static inline uint32_t grid_nearest(const struct grid *gr, const double *x)
+{
+    int at[3];
+    for (int k = 0; k < 3; k++) {
+        double c = (x[k] - gr->origin[k]) * gr->cells;
+        at[k] = c <= 0 ? 0 : c >= gr->n ? gr->n - 1 : (int)c;
+    }
+    return gr->nearest[(at[2] * gr->n + at[1]) * gr->n + at[0]];
+}
+
+
+/* fit_rigid() of three pairs.  They lie in planes, so the characteristic polynomial of Horn's matrix
+ * is biquadratic and its first eigenvector a row of an adjugate (Theobald 2005). */
 static struct rigid fit_three(const double *a, const double *b)
 {
-    struct moments m = {0};
-    double ca[3], cb[3];
-    cloud_centroid(a, 3, ca);
-    cloud_centroid(b, 3, cb);
+    double ca[3], cb[3], s[9] = {0};
+    for (int k = 0; k < 3; k++) {
+        ca[k] = (a[k] + a[3 + k] + a[6 + k]) / 3;
+        cb[k] = (b[k] + b[3 + k] + b[6 + k]) / 3;
+    }
     for (int i = 0; i < 3; i++)
-        moments_add(&m, (double[]){a[3 * i] - ca[0], a[3 * i + 1] - ca[1], a[3 * i + 2] - ca[2]},
-                    (double[]){b[3 * i] - cb[0], b[3 * i + 1] - cb[1], b[3 * i + 2] - cb[2]});
-    struct rigid out = moments_fit(&m);
+        for (int r = 0; r < 3; r++)
+            for (int c = 0; c < 3; c++)
+                s[3 * r + c] += (a[3 * i + r] - ca[r]) * (b[3 * i + c] - cb[c]);
+    double k[4][4] = {
+        {s[0] + s[4] + s[8], s[5] - s[7], s[6] - s[2], s[1] - s[3]},
+        {s[5] - s[7], s[0] - s[4] - s[8], s[1] + s[3], s[6] + s[2]},
+        {s[6] - s[2], s[1] + s[3], s[4] - s[0] - s[8], s[5] + s[7]},
+        {s[1] - s[3], s[6] + s[2], s[5] + s[7], s[8] - s[0] - s[4]},
+    };
+    /* eigenvalues +-x +-y with x, y the singular values of s (the third is 0) */
+    double square = 0, minors = 0;
+    for (int i = 0; i < 9; i++)
+        square += s[i] * s[i];
+    for (int r = 0; r < 3; r++)
+        for (int c = 0; c < 3; c++) {
+            int r1 = (r + 1) % 3, r2 = (r + 2) % 3, c1 = (c + 1) % 3, c2 = (c + 2) % 3;
+            double m = s[3 * r1 + c1] * s[3 * r2 + c2] - s[3 * r1 + c2] * s[3 * r2 + c1];
+            minors += m * m;
+        }
+    double top = sqrt(square + 2 * sqrt(minors)), q[4], best = 0;
+    for (int i = 0; i < 4; i++)
+        k[i][i] -= top;
+    struct rigid out = RIGID_IDENTITY;
+    for (int row = 0; row < 4; row++) { /* the cofactors of a row, of the row where they are largest */
+        double v[4], size = 0;
+        for (int col = 0; col < 4; col++) {
+            double m[9];
+            int n = 0;
+            for (int r = 0; r < 4; r++)
+                for (int c = 0; c < 4; c++)
+                    if (r != row && c != col)
+                        m[n++] = k[r][c];
+            double det = m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) + m[2] * (m[3] * m[7] - m[4] * m[6]);
+            v[col] = (row + col) & 1 ? -det : det;
+            size += v[col] * v[col];
+        }
+        if (size > best) {
+            best = size;
+            memcpy(q, v, sizeof q);
+        }
+        if (best > 1e-6 * pow(square, 3)) /* large enough to be exact */
+            break;
+    }
+    if (best > 0)
+        quaternion_matrix(q, out.r);
     for (int i = 0; i < 3; i++)
         out.t[i] = cb[i] - out.r[3 * i] * ca[0] - out.r[3 * i + 1] * ca[1] - out.r[3 * i + 2] * ca[2];
     return out;
@@ -785,57 +873,54 @@ static bool edges_agree(const double *a, const double *b)
     return true;
 }
 
-/* Matched points, a to go to b, by coordinate in single precision. */
-struct pairs {
-    size_t n, pad;
-    float *a[3], *b[3];
-};
-
-static void count_inliers(const struct pairs *c, const struct rigid *m, double reach2, double *count, double *error)
+/* What a hypothesis is judged by: the share of all of P with a point of G within reach (by the grid, so
+ * never more than the truth), and their squared distances.  P's points are in random order: when
+ * the first ones say, with four standard deviations to spare, that it is worse than `beat`, the
+ * rest are not looked at.  False: worse. */
+static bool judge(const struct grid *gr, const double *p, size_t n, const double *g, const struct rigid *m, double reach2,
+                  double beat, double *fitness, double *error)
 {
-    float r[9], t[3], limit = (float)reach2, n = 0, sum = 0;
-    for (int k = 0; k < 9; k++)
-        r[k] = (float)m->r[k];
-    for (int k = 0; k < 3; k++)
-        t[k] = (float)m->t[k];
-    float part_n[16] = {0}, part_sum[16] = {0};
-    for (size_t i = 0; i < c->pad; i += 16)
-        for (size_t l = 0; l < 16; l++) {
-            float x = c->a[0][i + l], y = c->a[1][i + l], z = c->a[2][i + l];
-            float dx = r[0] * x + r[1] * y + r[2] * z + t[0] - c->b[0][i + l];
-            float dy = r[3] * x + r[4] * y + r[5] * z + t[1] - c->b[1][i + l];
-            float dz = r[6] * x + r[7] * y + r[8] * z + t[2] - c->b[2][i + l];
-            float d2 = dx * dx + dy * dy + dz * dz;
-            part_n[l] += d2 < limit ? 1.0f : 0.0f;
-            part_sum[l] += d2 < limit ? d2 : 0.0f;
+    size_t inliers = 0, i = 0;
+    double sum = 0;
+    for (size_t look = 64; i < n; look *= 2) {
+        size_t end = look < n ? look : n;
+        for (; i < end; i++) {
+            double y[3];
+            rigid_apply(m, p + 3 * i, 1, y);
+            double d2 = squared_distance(y, g + 3 * (size_t)grid_nearest(gr, y));
+            bool in = d2 < reach2;
+            inliers += in;
+            sum += in ? d2 : 0;
         }
-    for (int l = 0; l < 16; l++) {
-        n += part_n[l];
-        sum += part_sum[l];
+        if (i < n && (double)inliers / (double)i < beat - 4 * sqrt(beat * (1 - beat) / (double)i))
+            return false;
     }
-    *count = n;
+    *fitness = (double)inliers / (double)n;
     *error = sum;
+    return true;
 }
 
-static struct rigid ransac(const double *p, const double *g, const uint32_t (*match_of)[2], size_t n, double reach,
-                           struct mt19937 *rng, size_t *iterations)
+static double matches_within(const double *p, const double *g, const uint32_t (*match_of)[2], size_t n, const struct rigid *m,
+                             double reach2)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        double y[3];
+        rigid_apply(m, p + 3 * (size_t)match_of[i][0], 1, y);
+        k += squared_distance(y, g + 3 * (size_t)match_of[i][1]) < reach2;
+    }
+    return (double)k / (double)n;
+}
+
+static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, const double *g, const uint32_t (*match_of)[2],
+                           size_t n, double reach, struct mt19937 *rng, size_t *iterations)
 {
     enum { MAX_ITERATIONS = 100000 };
     struct rigid best = RIGID_IDENTITY;
-    double best_count = 0, best_error = INFINITY, enough = MAX_ITERATIONS;
-    struct pairs c = {.n = n, .pad = (n + 15) / 16 * 16};
-    float *block = xmalloc(6 * c.pad * sizeof *block);
-    for (int k = 0; k < 3; k++) {
-        c.a[k] = block + (size_t)k * c.pad;
-        c.b[k] = block + (size_t)(k + 3) * c.pad;
-        for (size_t i = 0; i < c.pad; i++) {
-            c.a[k][i] = i < n ? (float)p[3 * (size_t)match_of[i][0] + (size_t)k] : 0;
-            c.b[k][i] = i < n ? (float)g[3 * (size_t)match_of[i][1] + (size_t)k] : INFINITY;
-        }
-    }
+    double best_fitness = 0, best_error = INFINITY, enough = MAX_ITERATIONS;
     size_t it = 0;
     for (; it < MAX_ITERATIONS && (double)it < enough; it++) {
-        double a[9], b[9], count, error;
+        double a[9], b[9], fitness, error;
         for (int k = 0; k < 3; k++) {
             const uint32_t *m = match_of[(size_t)(((uint64_t)mt_u32(rng) * n) >> 32)];
             memcpy(a + 3 * k, p + 3 * (size_t)m[0], 3 * sizeof *a);
@@ -849,19 +934,18 @@ static struct rigid ransac(const double *p, const double *g, const uint32_t (*ma
         bool near = true;
         for (int k = 0; k < 3; k++)
             near &= squared_distance(moved + 3 * k, b + 3 * k) <= reach * reach;
-        if (!near)
+        if (!near || !judge(gr, p, n_p, g, &m, reach * reach, best_fitness, &fitness, &error))
             continue;
-        count_inliers(&c, &m, reach * reach, &count, &error);
-        if (count > best_count || (count == best_count && error < best_error)) {
+        if (fitness > best_fitness || (fitness == best_fitness && error < best_error)) {
             best = m;
-            best_count = count;
+            best_fitness = fitness;
             best_error = error;
-            double share = count / (double)n, miss = 1 - share * share * share;
-            enough = miss <= 0 ? 0 : log(1 - 0.999) / log(miss);
+            double share = matches_within(p, g, match_of, n, &m, reach * reach), miss = 1 - share * share * share;
+            double need = miss <= 0 ? 0 : miss < 1 ? log(1 - 0.999) / log(miss) : MAX_ITERATIONS;
+            enough = need < enough ? need : enough;
         }
     }
     *iterations = it;
-    free(block);
     return best;
 }
 
@@ -893,16 +977,18 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
             pairs[n][0] = (uint32_t)n, pairs[n][1] = pg[n];
     struct mt19937 rng;
     mt_seed(&rng, seed);
-    struct rigid m = ransac(p, g, (const uint32_t(*)[2])pairs, n, 1.5 * voxel, &rng, &out->iterations);
+    struct kdtree *t = kdtree_build(g, n_g);
+    struct grid gr;
+    grid_build(&gr, RANSAC_GRID, t, g, n_g);
+    struct rigid m = ransac(&gr, p, n_p, g, (const uint32_t(*)[2])pairs, n, 1.5 * voxel, &rng, &out->iterations);
     out->correspondences = n;
     rigid_apply(&m, p, n_p, p);
-
-    struct kdtree *t = kdtree_build(g, n_g);
     struct matching at = {.index = no_guesses(n_p), .d2 = xmalloc(n_p * sizeof(double))};
     match(t, p, n_p, 1.5 * voxel, &at);
     out->ransac_fitness = at.at.fitness;
     icp_rounds(p, n_p, g, t, (double[]){10, 5, 2.5}, 3, out->icp);
     kdtree_free(t);
+    free(gr.nearest);
     free(at.index);
     free(at.d2);
     free(pairs);
@@ -914,44 +1000,6 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
 /* ---- the best alignment ---- */
 
 enum { GRID = 24, COVER = 256, COARSE_POINTS = 96, COARSE_ROUNDS = 6, KEPT = 10, FINE_POINTS = 400, FINE_ROUNDS = 6 };
-
-/* For every cell of a cube around G the point of G nearest to its centre. */
-struct grid {
-    double origin[3], cells; /* cells: per unit of length */
-    uint32_t *nearest;
-};
-
-static void grid_build(struct grid *gr, const struct kdtree *t, const double *g, size_t n)
-{
-    double min[3], max[3], side = 0;
-    extents(g, n, min, max);
-    for (int k = 0; k < 3; k++)
-        side = fmax(side, max[k] - min[k]);
-    side *= 1.5;
-    gr->cells = GRID / side;
-    for (int k = 0; k < 3; k++)
-        gr->origin[k] = (min[k] + max[k] - side) / 2;
-    gr->nearest = xmalloc(GRID * GRID * GRID * sizeof *gr->nearest);
-    uint32_t guess = UINT32_MAX;
-    for (int i = 0; i < GRID * GRID * GRID; i++) {
-        /* back and forth along x, so that the last cell's answer is a good guess */
-        int z = i / (GRID * GRID), y = i / GRID % GRID, x = y & 1 ? GRID - 1 - i % GRID : i % GRID;
-        double at[3] = {gr->origin[0] + (x + 0.5) / gr->cells, gr->origin[1] + (y + 0.5) / gr->cells,
-                        gr->origin[2] + (z + 0.5) / gr->cells}, d2;
-        kdtree_nearest(t, at, 1, &guess, &d2);
-        gr->nearest[(z * GRID + y) * GRID + x] = guess;
-    }
-}
-
-static inline uint32_t grid_nearest(const struct grid *gr, const double *x)
-{
-    int at[3];
-    for (int k = 0; k < 3; k++) {
-        double c = (x[k] - gr->origin[k]) * gr->cells;
-        at[k] = c <= 0 ? 0 : c >= GRID ? GRID - 1 : (int)c;
-    }
-    return gr->nearest[(at[2] * GRID + at[1]) * GRID + at[0]];
-}
 
 /* Two clouds about their centroids in units of G's RMS, with their trees. */
 struct two {
@@ -1119,7 +1167,7 @@ static double search(struct two *w, struct rigid *best, int *n_starts, double *f
     struct candidate kept[KEPT];
     int n = starts(w, r), n_kept = 0;
     struct grid gr;
-    grid_build(&gr, w->tg, w->g, w->n_g);
+    grid_build(&gr, GRID, w->tg, w->g, w->n_g);
     for (int i = 0; i < n; i++) {
         struct candidate c = {RIGID_IDENTITY, 0};
         memcpy(c.m.r, r[i], sizeof c.m.r);
