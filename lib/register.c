@@ -755,14 +755,21 @@ static void match_features(const struct described *a, const struct described *b,
 
 enum { RANSAC_GRID = 32 };
 
-/* For every cell of a cube around G the point of G nearest to its centre. */
+static double squared_distance(const double *a, const double *b)
+{
+    return (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) + (a[2] - b[2]) * (a[2] - b[2]);
+}
+
+/* For every cell of a cube around G a point of G nearest to its centre, or nearly so: a distance
+ * transform in two passes over 13 neighbours each (Danielsson 1980), which is far cheaper than a
+ * search for each cell. */
 struct grid {
     int n; /* cells a side */
     double origin[3], cells; /* cells: per unit of length */
     uint32_t *nearest;
 };
 
-static void grid_build(struct grid *gr, int side_n, const struct kdtree *t, const double *g, size_t n)
+static void grid_build(struct grid *gr, int side_n, const double *g, size_t n)
 {
     double min[3], max[3], side = 0;
     extents(g, n, min, max);
@@ -773,16 +780,51 @@ static void grid_build(struct grid *gr, int side_n, const struct kdtree *t, cons
     gr->cells = side_n / side;
     for (int k = 0; k < 3; k++)
         gr->origin[k] = (min[k] + max[k] - side) / 2;
-    gr->nearest = xmalloc((size_t)(side_n * side_n * side_n) * sizeof *gr->nearest);
-    uint32_t guess = UINT32_MAX;
-    for (int i = 0; i < side_n * side_n * side_n; i++) {
-        /* back and forth along x, so that the last cell's answer is a good guess */
-        int z = i / (side_n * side_n), y = i / side_n % side_n, x = y & 1 ? side_n - 1 - i % side_n : i % side_n;
-        double at[3] = {gr->origin[0] + (x + 0.5) / gr->cells, gr->origin[1] + (y + 0.5) / gr->cells,
-                        gr->origin[2] + (z + 0.5) / gr->cells}, d2;
-        kdtree_nearest(t, at, 1, &guess, &d2);
-        gr->nearest[(z * side_n + y) * side_n + x] = guess;
+    size_t total = (size_t)(side_n * side_n * side_n);
+    float *d2 = xmalloc(total * sizeof *d2);
+    gr->nearest = xcalloc(total, sizeof *gr->nearest);
+    for (size_t i = 0; i < total; i++)
+        d2[i] = INFINITY;
+    float *unit = xmalloc(3 * n * sizeof *unit); /* points in cells, from the first cell's centre */
+    for (size_t i = 0; i < n; i++) {
+        int at[3];
+        for (int k = 0; k < 3; k++) {
+            unit[3 * i + (size_t)k] = (float)((g[3 * i + (size_t)k] - gr->origin[k]) * gr->cells - 0.5);
+            at[k] = (int)(unit[3 * i + (size_t)k] + 0.5f);
+        }
+        const float *u = unit + 3 * i;
+        float x = u[0] - (float)at[0], y = u[1] - (float)at[1], z = u[2] - (float)at[2], d = x * x + y * y + z * z;
+        size_t c = (size_t)((at[2] * side_n + at[1]) * side_n + at[0]);
+        if (d < d2[c]) {
+            d2[c] = d;
+            gr->nearest[c] = (uint32_t)i;
+        }
     }
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < (int)total; i++) {
+            int c = pass ? (int)total - 1 - i : i, x = c % side_n, y = c / side_n % side_n, z = c / (side_n * side_n);
+            for (int k = 0; k < 13; k++) { /* the 13 neighbours that come before in this pass */
+                int sign = pass ? 1 : -1, dx = sign * (1 - k % 3), dy = sign * (1 - k / 3 % 3), dz = k < 9 ? sign : 0;
+                if (k >= 9) { /* same layer: the row before, and the cell before */
+                    dx = k == 12 ? sign : sign * (k - 10);
+                    dy = k == 12 ? 0 : sign;
+                }
+                int ox = x + dx, oy = y + dy, oz = z + dz;
+                if (ox < 0 || oy < 0 || oz < 0 || ox >= side_n || oy >= side_n || oz >= side_n)
+                    continue;
+                int o = (oz * side_n + oy) * side_n + ox;
+                if (d2[o] == INFINITY)
+                    continue;
+                const float *u = unit + 3 * (size_t)gr->nearest[o];
+                float ex = u[0] - (float)x, ey = u[1] - (float)y, ez = u[2] - (float)z, d = ex * ex + ey * ey + ez * ez;
+                if (d < d2[c]) {
+                    d2[c] = d;
+                    gr->nearest[c] = gr->nearest[o];
+                }
+            }
+        }
+    free(d2);
+    free(unit);
 }
 
 static inline uint32_t grid_nearest(const struct grid *gr, const double *x)
@@ -854,11 +896,6 @@ static struct rigid fit_three(const double *a, const double *b)
     for (int i = 0; i < 3; i++)
         out.t[i] = cb[i] - out.r[3 * i] * ca[0] - out.r[3 * i + 1] * ca[1] - out.r[3 * i + 2] * ca[2];
     return out;
-}
-
-static double squared_distance(const double *a, const double *b)
-{
-    return (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) + (a[2] - b[2]) * (a[2] - b[2]);
 }
 
 /* Edges of the two triangles within a tenth of each other. */
@@ -979,7 +1016,7 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     mt_seed(&rng, seed);
     struct kdtree *t = kdtree_build(g, n_g);
     struct grid gr;
-    grid_build(&gr, RANSAC_GRID, t, g, n_g);
+    grid_build(&gr, RANSAC_GRID, g, n_g);
     struct rigid m = ransac(&gr, p, n_p, g, (const uint32_t(*)[2])pairs, n, 1.5 * voxel, &rng, &out->iterations);
     out->correspondences = n;
     rigid_apply(&m, p, n_p, p);
@@ -999,7 +1036,7 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
 
 /* ---- the best alignment ---- */
 
-enum { GRID = 24, COVER = 256, COARSE_POINTS = 96, COARSE_ROUNDS = 6, KEPT = 10, FINE_POINTS = 400, FINE_ROUNDS = 6 };
+enum { GRID = 24, COVER = 256, COARSE_POINTS = 96, COARSE_ROUNDS = 6, KEPT = 10, FINE_POINTS = 250, FINE_ROUNDS = 4, LAST_ROUNDS = 20 };
 
 /* Two clouds about their centroids in units of G's RMS, with their trees. */
 struct two {
@@ -1120,7 +1157,7 @@ static double refine(struct two *w, struct rigid *m, size_t n, int rounds, doubl
             *forward = f;
             *backward = b;
         }
-        if (fabs(last - sum) <= 1e-6 * sum || sum < 1e-20)
+        if (fabs(last - sum) <= 1e-5 * sum || sum < 1e-20)
             break;
         last = sum;
         *m = moments_fit(&sums);
@@ -1167,7 +1204,7 @@ static double search(struct two *w, struct rigid *best, int *n_starts, double *f
     struct candidate kept[KEPT];
     int n = starts(w, r), n_kept = 0;
     struct grid gr;
-    grid_build(&gr, GRID, w->tg, w->g, w->n_g);
+    grid_build(&gr, GRID, w->g, w->n_g);
     for (int i = 0; i < n; i++) {
         struct candidate c = {RIGID_IDENTITY, 0};
         memcpy(c.m.r, r[i], sizeof c.m.r);
@@ -1199,7 +1236,7 @@ static double search(struct two *w, struct rigid *best, int *n_starts, double *f
     *n_starts = n;
     free(gr.nearest);
     free(r);
-    return refine(w, best, SIZE_MAX, 30, forward, backward);
+    return refine(w, best, SIZE_MAX, LAST_ROUNDS, forward, backward);
 }
 
 static double share_within(const double *d2, size_t n, double reach)
@@ -1238,7 +1275,7 @@ bool reg_best(const double *p, size_t n_p, const double *g, size_t n_g, double t
         up[i] *= ratio;
     w = two_of(up, n_p, ug, n_g);
     size = shape;
-    refine(&w, &size, SIZE_MAX, 30, &out->size_forward, &out->size_backward);
+    refine(&w, &size, SIZE_MAX, LAST_ROUNDS, &out->size_forward, &out->size_backward);
     double f, b;
     both_ways(&w, &size, SIZE_MAX, NULL, &f, &b);
     out->precision = share_within(w.dp, n_p, threshold);
