@@ -271,21 +271,24 @@ static int put(struct rundb *db, const struct pending *p)
     return now_s() - db->last_flush > 0.1 ? rundb_flush(db) : ERR_OK;
 }
 
-/* True if the process that holds run is alive, as far as can be seen from here. */
-static bool alive(const char *host, int pid, double heartbeat, const char *my_host)
+bool rundb_alive(const char *tool, const char *host, int64_t pid, double heartbeat)
 {
+    char my_host[256] = "", path[64], exe[4096], self[4096];
+    gethostname(my_host, sizeof my_host - 1);
     if (strcmp(host, my_host))
         return wall_clock_s() - heartbeat < 60;
-    if (pid == getpid() || (kill(pid, 0) < 0 && errno == ESRCH))
+    if (pid == getpid() || (kill((pid_t)pid, 0) < 0 && errno == ESRCH))
         return false;
-    /* The pid may be another program's by now: the tool's name must fit. */
-    char path[64], exe[4096], self[4096];
-    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    /* The pid may be another program's by now: the name must fit. */
+    snprintf(path, sizeof path, "/proc/%lld/exe", (long long)pid);
     ssize_t n = readlink(path, exe, sizeof exe - 1), m = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n <= 0 || m <= 0)
-        return true;
+        return errno != ENOENT; /* a dead process that nobody has waited for has no program */
     exe[n] = self[m] = 0;
-    return !strcmp(path_basename(exe), path_basename(self));
+    char *gone = strstr(exe, " (deleted)"); /* built anew since it started */
+    if (gone)
+        *gone = 0;
+    return !strcmp(path_basename(exe), tool) || !strcmp(path_basename(exe), path_basename(self));
 }
 
 int rundb_begin(struct rundb *db, const struct run_info *info, bool *resumed)
@@ -310,7 +313,7 @@ int rundb_begin(struct rundb *db, const struct run_info *info, bool *resumed)
         const char *state = (const char *)sqlite3_column_text(s, 1);
         int pid = sqlite3_column_int(s, 3);
         if (!strcmp(state, "running") &&
-            alive((const char *)sqlite3_column_text(s, 2), pid, sqlite3_column_double(s, 4), host)) {
+            rundb_alive(info->tool, (const char *)sqlite3_column_text(s, 2), pid, sqlite3_column_double(s, 4))) {
             rc = err_set(ERR_USAGE, "the same command is running already (run %lld, process %d on %s)", (long long)id, pid,
                          (const char *)sqlite3_column_text(s, 2));
         } else if (strcmp(state, "done") || info->keep_done) {

@@ -49,6 +49,10 @@ int64_t rundb_run_id(struct rundb *db);
 /* state: "done", "failed" or "cancelled". */
 int rundb_finish(struct rundb *db, const char *state, int exit_code, const char *error);
 
+/* True if the process of a 'running' row is alive, as far as can be seen from here: on this host by its pid
+ * and program, on another by a heartbeat of the last minute. */
+bool rundb_alive(const char *tool, const char *host, int64_t pid, double heartbeat);
+
 struct run_item {
     const char *item;   /* unique in the run: relative path, record id, "chunk 3", ... */
     const char *state;  /* "done", "failed" or "skipped" */
