@@ -253,18 +253,13 @@ static int retrieve(struct generator *g)
 /* prompt.json beside the weights says which template they know; without it anything goes. */
 static int check_template(const struct generator *g, const char *dir)
 {
-    char *path = path_join(dir, "prompt.json");
-    json_t *o = NULL;
-    int rc = path_exists(path) ? json_read_file(path, 1 << 20, &o) : ERR_OK;
-    const char *known = json_string_value(json_object_get(o, "template"));
-    for (size_t i = 0; i < g->n && rc == ERR_OK && known; i++) {
-        const char *asked = g->q[i].retrieved ? "retrieval" : "plain";
-        if (strcmp(known, asked))
-            rc = err_set(ERR_USAGE, "%s was trained with the %s prompt, %s would get the %s one: %s", dir, known, g->q[i].id, asked,
-                         *known == 'r' ? "give --rag PAIRS --encoder DIR" : "give --no-retrieval and no --rag");
-    }
-    json_decref(o);
-    free(path);
+    bool known, retrieval;
+    int rc = prompt_template_read(dir, &known, &retrieval);
+    for (size_t i = 0; i < g->n && rc == ERR_OK && known; i++)
+        if (retrieval != !!g->q[i].retrieved)
+            rc = err_set(ERR_USAGE, "%s was trained with the %s prompt, %s would get the %s one: %s", dir, retrieval ? "retrieval" : "plain",
+                         g->q[i].id, retrieval ? "plain" : "retrieval",
+                         retrieval ? "give --rag PAIRS --encoder DIR" : "give --no-retrieval and no --rag");
     return rc;
 }
 

@@ -286,6 +286,17 @@ int file_write(const char *path, const void *data, size_t n, bool sync)
     return atomic_commit(&a, sync);
 }
 
+int file_copy(const char *from, const char *to, bool sync)
+{
+    struct file_map m;
+    int rc = file_map(from, 0, &m);
+    if (rc == ERR_OK) {
+        rc = file_write(to, m.data, m.size, sync);
+        file_unmap(&m);
+    }
+    return rc;
+}
+
 static bool wanted(const char *name, const char *const *suffixes)
 {
     if (!suffixes)

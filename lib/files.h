@@ -56,6 +56,8 @@ int atomic_commit(struct atomic_file *a, bool sync);
 void atomic_abort(struct atomic_file *a); /* safe after commit */
 /* All in one. */
 int file_write(const char *path, const void *data, size_t n, bool sync);
+/* A file's bytes under another name, of any size. */
+int file_copy(const char *from, const char *to, bool sync);
 
 /* ---- directory walks ---- */
 struct file_list {

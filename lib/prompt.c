@@ -1,6 +1,10 @@
 #include "lib/prompt.h"
 
+#include <stdlib.h>
+
 #include "lib/err.h"
+#include "lib/files.h"
+#include "lib/json.h"
 
 void prompt_text(const char *caption, const char *retrieved, struct buf *out)
 {
@@ -42,5 +46,22 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
     buf_release(&b);
     if (rc == ERR_OK)
         tok_ids_add(out, tok_eos(t));
+    return rc;
+}
+
+int prompt_template_read(const char *dir, bool *known, bool *retrieval)
+{
+    char *path = path_join(dir, "prompt.json");
+    json_t *o = NULL;
+    int rc = ERR_OK;
+    *known = path_exists(path);
+    if (*known && (rc = json_read_file(path, 1 << 20, &o)) == ERR_OK) {
+        const char *name = json_string_value(json_object_get(o, "template"));
+        *retrieval = name && !strcmp(name, "retrieval");
+        if (!name || (!*retrieval && strcmp(name, "plain")))
+            rc = err_set(ERR_FORMAT, "%s: template '%s' is not known (retrieval and plain are)", path, name ? name : "none");
+    }
+    json_decref(o);
+    free(path);
     return rc;
 }

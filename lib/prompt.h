@@ -19,11 +19,13 @@
  * (the first paragraph is one line).  Without: "... the following object description,
  * generate ...", one blank line after it, no retrieved section.
  *
- * Adapters are bound to the template they were trained with.
+ * Adapters are bound to the template they were trained with: sft leaves prompt.json beside them,
+ * {"template": "retrieval" or "plain", "max_tokens": N}.
  */
 #ifndef LIB_PROMPT_H
 #define LIB_PROMPT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "lib/mem.h"
@@ -45,5 +47,9 @@ int prompt_encode(const struct tok *t, const char *caption, const char *retrieve
  * *response counts from out's start.  ERR_FORMAT when the tokenizer has no EOS. */
 int prompt_encode_training(const struct tok *t, const char *caption, const char *retrieved, const char *output,
                            struct tok_ids *out, size_t *response);
+
+/* Which template the weights in a folder were trained with, by its prompt.json: *known is false when
+ * there is none (as beside others' models).  ERR_FORMAT. */
+int prompt_template_read(const char *dir, bool *known, bool *retrieval);
 
 #endif
