@@ -477,7 +477,7 @@ static int put_loss_curve(struct report *r, int64_t run, const char *title)
     if (rc == ERR_OK)
         rc = read_series(r, run, "loss_val", &val);
     double *smooth = xcalloc(train.n + 1, sizeof *smooth);
-    chart_smooth(train.value, train.n, train.n < 40 ? 0.6 : 0.95, smooth);
+    chart_smooth(train.value, train.n, 1 - 1 / fmax(2, (double)train.n / 30), smooth);
     const struct chart_series s[] = {
         {.name = "training", .colour = "#2563eb", .x = train.step, .y = train.value, .n = train.n, .thin = true},
         {.name = "smoothed", .colour = "#2563eb", .x = train.step, .y = smooth, .n = train.n},
@@ -822,6 +822,12 @@ static int64_t drawing_of(struct gallery *g, const char *path, bool turns)
     return (int64_t)g->n - 1;
 }
 
+/* The true parts by themselves are no gallery: they stand beside the generated ones. */
+static size_t parts_shown(const struct score_label *l)
+{
+    return belongs(l->label, &paper[0]) ? 0 : l->n_parts;
+}
+
 /* Parts with pictures: the same names under each label, spread over all, whatever the names' order. */
 struct chosen {
     uint64_t rank;
@@ -840,18 +846,19 @@ static void choose_parts(const struct scores *s, struct gallery *g, int64_t **fi
     struct chosen **order = xcalloc(s->n_labels + 1, sizeof *order);
     for (size_t l = 0; l < s->n_labels; l++) {
         const struct score_label *b = &s->label[l];
-        order[l] = xcalloc(b->n_parts + 1, sizeof **order);
-        file[l] = xmalloc((b->n_parts + 1) * sizeof **file);
-        truth[l] = xmalloc((b->n_parts + 1) * sizeof **truth);
-        for (size_t i = 0; i < b->n_parts; i++) {
+        size_t n = parts_shown(b);
+        order[l] = xcalloc(n + 1, sizeof **order);
+        file[l] = xmalloc((n + 1) * sizeof **file);
+        truth[l] = xmalloc((n + 1) * sizeof **truth);
+        for (size_t i = 0; i < n; i++) {
             order[l][i] = (struct chosen){fnv1a(FNV_INIT, b->part[i].name, strlen(b->part[i].name)), i};
             file[l][i] = truth[l][i] = -1;
         }
-        qsort(order[l], b->n_parts, sizeof **order, by_rank);
+        qsort(order[l], n, sizeof **order, by_rank);
     }
     for (size_t k = 0; k < (size_t)n_previews; k++)
         for (size_t l = 0; l < s->n_labels; l++) {
-            if (k >= s->label[l].n_parts)
+            if (k >= parts_shown(&s->label[l]))
                 continue;
             size_t i = order[l][k].part;
             file[l][i] = drawing_of(g, s->label[l].part[i].file, k < (size_t)n_meshes);
@@ -936,7 +943,7 @@ static void put_data(const struct report *r, const struct gallery *g, int64_t *c
     jw_key(&j, "parts");
     jw_array(&j);
     for (size_t l = 0; l < r->scores.n_labels; l++)
-        for (size_t i = 0; i < r->scores.label[l].n_parts; i++)
+        for (size_t i = 0; i < parts_shown(&r->scores.label[l]); i++)
             put_part(&j, &r->scores.label[l].part[i], l, file[l][i], truth[l][i]);
     jw_end(&j);
     jw_end(&j);
@@ -958,7 +965,7 @@ static int put_gallery(struct report *r)
         buf_printf(&r->out, " %zu files could not be drawn; their cards say why.", g.n_failed);
     size_t n_parts = 0;
     for (size_t l = 0; l < n_labels; l++)
-        n_parts += r->scores.label[l].n_parts > (size_t)n_previews ? r->scores.label[l].n_parts - (size_t)n_previews : 0;
+        n_parts += parts_shown(&r->scores.label[l]) > (size_t)n_previews ? parts_shown(&r->scores.label[l]) - (size_t)n_previews : 0;
     if (n_parts)
         buf_printf(&r->out, " %zu parts are without pictures (--parts %lld).", n_parts, (long long)n_previews);
     if (g.n_over)
@@ -1001,8 +1008,6 @@ static int tables(struct report *r)
     int rc = ERR_OK;
     if (wanted("scores"))
         table_scores(r);
-    if (wanted("missing"))
-        table_missing(r);
     if (wanted("distances"))
         table_distances(r);
     if (wanted("failures"))
@@ -1013,11 +1018,16 @@ static int tables(struct report *r)
         rc = table_loss(r);
     if (rc == ERR_OK && wanted("training"))
         rc = table_training(r);
+    if (rc == ERR_OK && wanted("missing") && r->format != TABLE_HTML)
+        table_missing(r);
     return rc;
 }
 
 static int page(struct report *r)
 {
+    static const char *const places[][2] = {{"table-scores", "Scores"}, {"table-distances", "Distances"}, {"table-failures", "Failures"},
+                                            {"table-training", "Training"}, {"gallery", "Parts"}, {"table-missing", "Not measured yet"},
+                                            {"table-status", "Runs"}};
     char when[32];
     /* The policy keeps even a mistake here from fetching anything. */
     buf_puts(&r->out, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
@@ -1028,12 +1038,17 @@ static int page(struct report *r)
     buf_puts(&r->out, "</style></head><body>\n<header><h1>STEP-LLM: generated parts and their scores</h1><p>");
     buf_printf(&r->out, "%s, from <code>", local_time(when, wall_clock_s()));
     put_markup(&r->out, r->t->db_path);
-    buf_printf(&r->out, "</code>, by report %s (%s)</p></header>\n<main>\n", tool_version, tool_git_rev);
+    buf_printf(&r->out, "</code>, by report %s (%s)</p>\n<nav>", tool_version, tool_git_rev);
+    for (size_t i = 0; i < ARRAY_LEN(places); i++)
+        buf_printf(&r->out, "<a href=\"#%s\">%s</a>", places[i][0], places[i][1]);
+    buf_puts(&r->out, "</nav></header>\n<main>\n");
     int rc = tables(r);
     if (rc == ERR_OK && r->sq)
         rc = put_curves(r);
     if (rc == ERR_OK)
         rc = put_gallery(r);
+    if (rc == ERR_OK && wanted("missing"))
+        table_missing(r);
     if (rc == ERR_OK)
         rc = table_status(r, 50);
     buf_puts(&r->out, "</main>\n<footer>Figures 'reported in the paper' are of arXiv 2601.12641.</footer>\n<script>\n");

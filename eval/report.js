@@ -166,16 +166,15 @@ function draw(canvas, things, turn, zoom) {
     if (canvas.width !== side) canvas.width = canvas.height = side;
     const ctx = canvas.getContext("2d"), image = ctx.createImageData(side, side);
     const pixel = new Uint32Array(image.data.buffer).fill(0xffffffff), depth = new Float32Array(side * side).fill(-Infinity);
-    const centre = things[0].mesh.centre, radius = things[0].mesh.radius, scale = side * 0.46 * zoom / radius;
+    const lay = (r, t, x, y, z) => [r[0] * x + r[1] * y + r[2] * z + t[0], r[3] * x + r[4] * y + r[5] * z + t[1], r[6] * x + r[7] * y + r[8] * z + t[2]];
+    const { mesh: { centre: c, radius }, place: at } = things[0];
+    const centre = at ? lay(at, at.slice(9), ...c) : c, scale = side * 0.46 * zoom / radius;
 
     const transform = (from, place, normal) => {
-        const out = new Float32Array(from.length);
+        const out = new Float32Array(from.length), shift = place && !normal ? place.slice(9) : [0, 0, 0];
         for (let i = 0; i < from.length; i += 3) {
             let x = from[i], y = from[i + 1], z = from[i + 2];
-            if (place) {
-                const [r, t] = [place, normal ? [0, 0, 0] : place.slice(9)];
-                [x, y, z] = [r[0] * x + r[1] * y + r[2] * z + t[0], r[3] * x + r[4] * y + r[5] * z + t[1], r[6] * x + r[7] * y + r[8] * z + t[2]];
-            }
+            if (place) [x, y, z] = lay(place, shift, x, y, z);
             if (!normal) { x -= centre[0]; y -= centre[1]; z -= centre[2]; }
             const u = turn[0] * x + turn[1] * y + turn[2] * z, v = turn[3] * x + turn[4] * y + turn[5] * z, w = turn[6] * x + turn[7] * y + turn[8] * z;
             out[i] = normal ? u : side / 2 + u * scale;
@@ -294,7 +293,6 @@ async function open(p) {
         swatch(label, TRUE, "true");
         swatch(label, GENERATED, "generated");
     }
-    if (made && !p.place) views[views.length - 1].things[0].place = undefined;
     by("which").textContent = `${p.name} (${data.labels[p.label]})`;
     by("asked").textContent = p.caption || "";
     if (!by("turner").open) {
@@ -311,10 +309,10 @@ function step(by_) {
 }
 
 if (!data.parts.length) {
-    by("gallery").hidden = true;
+    by("gallery").hidden = true; // nothing was scored yet
     return;
 }
-data.labels.forEach((l, i) => option("label", i, l));
+data.labels.forEach((l, i) => { if (data.parts.some(p => p.label === i)) option("label", i, l); });
 Object.keys(filters).forEach(k => option("filter", k, k));
 Object.keys(sorts).forEach(k => option("sort", k, k));
 for (const id of ["label", "filter", "sort", "search"]) by(id).oninput = choose;
