@@ -61,6 +61,14 @@ static int distance(const char *a, const char *b)
     return row[n];
 }
 
+static size_t common_prefix(const char *a, const char *b)
+{
+    size_t n = 0;
+    while (a[n] && a[n] == b[n])
+        n++;
+    return n;
+}
+
 static int unknown(struct opt *const tables[], int n, const char *where, const char *prefix, const char *name)
 {
     const char *best = NULL;
@@ -68,7 +76,8 @@ static int unknown(struct opt *const tables[], int n, const char *where, const c
     for (int t = 0; t < n; t++)
         for (struct opt *o = tables[t]; o && o->name; o++) {
             int d = distance(name, o->name);
-            if (d < least && !(o->flags & OPT_HIDDEN)) {
+            bool nearer = d < least || (d == least && best && common_prefix(name, o->name) > common_prefix(name, best));
+            if (nearer && !(o->flags & OPT_HIDDEN)) {
                 least = d;
                 best = o->name;
             }

@@ -174,7 +174,7 @@ static th_tensor *forward(const struct encoder *e, th_tensor *ids)
         th_tensor *q = apply(&l->q, x), *k = apply(&l->k, x), *v = apply(&l->v, x);
         if (!q || !k || !v)
             return NULL;
-        th_tensor *a = th_attention(heads(e, q), heads(e, k), heads(e, v), false, NULL, NULL);
+        th_tensor *a = th_attention(heads(e, q), heads(e, k), heads(e, v), false, NULL);
         a = th_reshape(th_transpose(a, 1, 2), 3, whole);
         x = th_layer_norm(th_add(x, apply(&l->o, a), 1), l->norm1.w, l->norm1.b, e->eps);
         th_tensor *f = apply(&l->down, th_gelu(apply(&l->up, x)));

@@ -99,8 +99,6 @@ int model_config_read(const char *dir, struct model_config *out)
 
 /* ---- building ---- */
 
-
-
 static struct param *new_param(struct model *m, const char *name, bool decay)
 {
     struct param *p = xcalloc(1, sizeof *p);
@@ -411,70 +409,75 @@ static void saved_free(struct saved *s)
     *s = (struct saved){0};
 }
 
-/* Where a layer's keys and values come from and go to while decoding. */
-struct cached {
-    struct kv_cache *c;
-    int64_t row, rows;   /* prefill: this row, rows 0; decode: rows rows */
-    th_tensor *index;    /* decode, several rows: where each row's new key goes in [batch * heads * capacity] */
-    th_tensor *mask;     /* decode, several rows: [rows, 1, 1, longest] */
-    int64_t start, longest;
+/* What rows of x are to each other: packed sequences, or tokens that go to the cache. */
+struct rows {
+    th_tensor *cos, *sin;          /* [rows, 1, head_dim] */
+    const struct th_packing *pack; /* NULL: decoding */
+    struct kv_cache *cache;
+    int64_t row, start;            /* all to this row of the cache, from this position on ... */
+    int64_t n;                     /* ... or, if n > 0, one to each of the first n rows, */
+    th_tensor *index, *mask;       /* at index of [batch * kv heads * capacity]; mask [n, 1, 1, longest] */
+    int64_t longest;
 };
 
-/* [b, s, heads * d] -> [b, heads, s, d] */
+/* [rows, heads * d] -> [rows, heads, d] */
 static th_tensor *split_heads(th_tensor *x, int64_t heads, int64_t d)
 {
-    if (!x)
-        return NULL;
-    int64_t shape[4] = {th_size(x, 0), th_size(x, 1), heads, d};
-    return th_transpose(th_reshape(x, 4, shape), 1, 2);
+    int64_t shape[3] = {-1, heads, d};
+    return th_reshape(x, 3, shape);
 }
 
 static th_tensor *join_heads(th_tensor *x)
 {
-    if (!x)
-        return NULL;
-    int64_t shape[3] = {th_size(x, 0), th_size(x, 2), th_size(x, 1) * th_size(x, 3)};
-    return th_reshape(th_transpose(x, 1, 2), 3, shape);
+    int64_t shape[2] = {x ? th_size(x, 0) : 0, -1};
+    return th_reshape(x, 2, shape);
 }
 
-/* Appends k to the cache tensor and returns what attention should see of it. */
-static th_tensor *cache_append(const struct cached *at, th_tensor *cache, th_tensor *k)
+/* Appends k [rows, kv heads, d] to the cache tensor and returns what attention should see of it, [b, kv heads, t, d]. */
+static th_tensor *cache_append(const struct rows *at, th_tensor *cache, th_tensor *k)
 {
-    int rc;
-    if (!at->rows || at->rows == 1) { /* one row, any number of tokens */
+    if (!k)
+        return NULL;
+    if (!at->n) {
         th_tensor *row = th_narrow(cache, 0, at->row, 1);
-        if ((rc = th_copy_(th_narrow(row, 2, at->start, k ? th_size(k, 2) : 0), k)) < 0)
+        if (th_copy_(th_narrow(row, 2, at->start, th_size(k, 0)), th_transpose(k, 0, 1)) < 0)
             return NULL;
-        return th_narrow(row, 2, 0, at->start + th_size(k, 2));
+        return th_narrow(row, 2, 0, at->start + th_size(k, 0));
     }
     int64_t whole[2] = {-1, th_size(cache, 3)};
     if (th_index_copy_(th_reshape(cache, 2, whole), 0, at->index, flat(k)) < 0)
         return NULL;
-    return th_narrow(th_narrow(cache, 0, 0, at->rows), 2, 0, at->longest);
+    return th_narrow(th_narrow(cache, 0, 0, at->n), 2, 0, at->longest);
 }
 
-static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, th_tensor *cos, th_tensor *sin,
-                                const struct cached *at, struct saved *s)
+/* Attention of new tokens, q [rows, h, d], over the cache and themselves. */
+static th_tensor *attend_cached(const struct rows *at, int64_t i, th_tensor *q, th_tensor *k, th_tensor *v)
+{
+    th_tensor *ks = cache_append(at, at->cache->k[i], k), *vs = cache_append(at, at->cache->v[i], v);
+    if (at->n) { /* a token each: [n, h, 1, d] */
+        int64_t shape[4] = {at->n, th_size(q, 1), 1, th_size(q, 2)};
+        return th_attention(th_reshape(q, 4, shape), ks, vs, false, at->mask);
+    }
+    int64_t shape[4] = {1, th_size(q, 1), th_size(q, 0), th_size(q, 2)};
+    th_tensor *o = th_attention(th_reshape(th_transpose(q, 0, 1), 4, shape), ks, vs, th_size(q, 0) > 1, NULL);
+    return th_transpose(o, 1, 2);
+}
+
+static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, const struct rows *at, struct saved *s)
 {
     const struct model_config *c = &m->cfg;
     struct layer *l = &m->layers[i];
     th_tensor *r1, *r2;
     th_tensor *h1 = th_rms_norm(x, l->norm1->w, c->rms_eps, &r1);
-    th_tensor *q = th_rope(split_heads(linear(m, &l->proj[LORA_Q], h1), c->n_heads, c->head_dim), cos, sin, false);
-    th_tensor *k = th_rope(split_heads(linear(m, &l->proj[LORA_K], h1), c->n_kv_heads, c->head_dim), cos, sin, false);
+    th_tensor *q = th_rope(split_heads(linear(m, &l->proj[LORA_Q], h1), c->n_heads, c->head_dim), at->cos, at->sin, false);
+    th_tensor *k = th_rope(split_heads(linear(m, &l->proj[LORA_K], h1), c->n_kv_heads, c->head_dim), at->cos, at->sin, false);
     th_tensor *v = split_heads(linear(m, &l->proj[LORA_V], h1), c->n_kv_heads, c->head_dim);
     if (!q || !k || !v)
         return NULL;
     struct th_attention_saved as = {0};
-    th_tensor *o;
-    if (at) {
-        bool causal = th_size(q, 2) > 1;
-        th_tensor *ks = cache_append(at, at->c->k[i], k), *vs = cache_append(at, at->c->v[i], v);
-        o = th_attention(q, ks, vs, causal, at->mask, NULL);
-    } else {
-        o = th_attention(q, k, v, true, NULL, s ? &as : NULL);
-    }
-    th_tensor *x2 = th_add(x, linear(m, &l->proj[LORA_O], join_heads(o)), 1);
+    th_tensor *o = at->pack ? th_attention_packed(q, k, v, at->pack, s ? &as : NULL) : attend_cached(at, i, q, k, v);
+    int64_t shape[2] = {th_size(x, 0), -1};
+    th_tensor *x2 = th_add(x, linear(m, &l->proj[LORA_O], th_reshape(o, 2, shape)), 1);
     th_tensor *h2 = th_rms_norm(x2, l->norm2->w, c->rms_eps, &r2);
     th_tensor *gate = linear(m, &l->proj[LORA_GATE], h2), *up = linear(m, &l->proj[LORA_UP], h2);
     th_tensor *y = th_add(x2, linear(m, &l->proj[LORA_DOWN], th_mul(th_silu(gate), up)), 1);
@@ -489,8 +492,8 @@ static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, th_ten
 }
 
 /* dy: gradient of the layer's output; returns that of its input (NULL when not wanted). */
-static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, th_tensor *cos, th_tensor *sin,
-                                 const struct saved *s, bool want_dx, int *rc)
+static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, const struct rows *at, const struct saved *s,
+                                 bool want_dx, int *rc)
 {
     struct layer *l = &m->layers[i];
     th_tensor *const *t = s->t;
@@ -509,12 +512,12 @@ static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, th_t
     if (*rc < 0)
         return NULL;
     d_o = split_heads(d_o, m->cfg.n_heads, m->cfg.head_dim);
-    *rc = th_attention_backward(d_o, t[S_Q], t[S_K], t[S_V], t[S_O], true, &s->attention, &dq, &dk, &dv);
+    *rc = th_attention_packed_backward(d_o, t[S_Q], t[S_K], t[S_V], t[S_O], at->pack, &s->attention, &dq, &dk, &dv);
     if (*rc < 0)
         return NULL;
     bool dh_wanted = want_dx || l->norm1->trained;
-    dq = join_heads(th_rope(dq, cos, sin, true));
-    dk = join_heads(th_rope(dk, cos, sin, true));
+    dq = join_heads(th_rope(dq, at->cos, at->sin, true));
+    dk = join_heads(th_rope(dk, at->cos, at->sin, true));
     th_tensor *a = linear_backward(m, &l->proj[LORA_Q], t[S_H1], dq, dh_wanted, rc);
     th_tensor *b = linear_backward(m, &l->proj[LORA_K], t[S_H1], dk, dh_wanted, rc);
     th_tensor *c = linear_backward(m, &l->proj[LORA_V], t[S_H1], join_heads(dv), dh_wanted, rc);
@@ -532,26 +535,48 @@ static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, th_t
 
 /* ---- the whole ---- */
 
-static th_tensor *positions(th_tensor *table, int64_t start, int64_t n)
+/* The rotary tables' rows at n positions, to broadcast over heads. */
+static th_tensor *at_positions(const struct model *m, th_tensor *table, th_tensor *positions)
 {
-    return th_narrow(table, 0, start, n);
+    int64_t shape[3] = {-1, 1, m->cfg.head_dim};
+    return th_reshape(th_index_select(table, 0, positions), 3, shape);
 }
 
-/* Ids [b, s] of n sequences, padded with 0. */
-static th_tensor *pad_ids(const struct model *m, const struct sequence *v, size_t n, int64_t *width)
+/* A packing of sequences with what belongs to it, in handles of the caller's scope; start is freed by him. */
+struct packed {
+    struct th_packing p;
+    th_tensor *ids;   /* [rows], int64 */
+    struct rows rows;
+    int64_t *start;
+};
+
+static int pack(struct model *m, const struct sequence *v, size_t n, struct packed *out)
 {
-    int64_t s = 0, shape[2];
+    int64_t n_rows = 0, longest = 0, n_start = (int64_t)n + 1, *start = xmalloc((n + 1) * sizeof *start);
+    for (size_t i = 0; i < n; i++) {
+        start[i] = n_rows;
+        n_rows += (int64_t)v[i].n;
+        longest = (int64_t)v[i].n > longest ? (int64_t)v[i].n : longest;
+    }
+    start[n] = n_rows;
+    *out = (struct packed){.start = start, .p = {.n = (int64_t)n, .start = start, .longest = longest}};
+    int rc = rope_table(m, longest);
+    if (rc < 0)
+        return rc;
+    int64_t *ids = xmalloc((size_t)n_rows * sizeof *ids), *position = xmalloc((size_t)n_rows * sizeof *position);
     for (size_t i = 0; i < n; i++)
-        s = (int64_t)v[i].n > s ? (int64_t)v[i].n : s;
-    int64_t *ids = xcalloc(n * (size_t)s, sizeof *ids);
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < v[i].n; k++)
-            ids[(int64_t)i * s + (int64_t)k] = v[i].ids[k];
-    shape[0] = (int64_t)n;
-    shape[1] = *width = s;
-    th_tensor *t = th_from(ids, 2, shape, TH_I64, m->device);
+        for (size_t k = 0; k < v[i].n; k++) {
+            ids[start[i] + (int64_t)k] = v[i].ids[k];
+            position[start[i] + (int64_t)k] = (int64_t)k;
+        }
+    out->ids = th_from(ids, 1, &n_rows, TH_I64, m->device);
+    th_tensor *pos = th_from(position, 1, &n_rows, TH_I64, m->device);
+    if (m->device == TH_CUDA)
+        out->p.cum = th_to(th_from(start, 1, &n_start, TH_I64, m->device), TH_I32, m->device);
+    out->rows = (struct rows){.cos = at_positions(m, m->cos, pos), .sin = at_positions(m, m->sin, pos)};
     free(ids);
-    return t;
+    free(position);
+    return out->ids && out->rows.cos && out->rows.sin ? ERR_OK : err_code();
 }
 
 static int check_ids(const struct model *m, const int32_t *ids, size_t n)
@@ -598,11 +623,38 @@ static bool wants_input_gradient(const struct model *m)
     return m->embed->trained;
 }
 
+/* Runs the layers backward from dy [rows, d_model], a kept handle that is consumed. */
+static int layers_backward(struct model *m, const struct packed *p, struct saved *saved, th_tensor *dy)
+{
+    int rc = dy ? ERR_OK : err_code();
+    for (int64_t i = m->cfg.n_layers - 1; i >= 0 && rc == ERR_OK; i--) {
+        size_t scope = th_scope_begin();
+        if (m->recompute) {
+            th_tensor *input = saved[i].t[S_X];
+            if (layer_forward(m, i, input, &p->rows, &saved[i]))
+                th_free(input);
+            else
+                rc = err_code();
+        }
+        th_tensor *d = NULL;
+        if (rc == ERR_OK)
+            d = th_keep(layer_backward(m, i, dy, &p->rows, &saved[i], i > 0 || wants_input_gradient(m), &rc));
+        th_scope_end(scope);
+        saved_free(&saved[i]);
+        th_free(dy);
+        dy = d;
+    }
+    if (rc == ERR_OK && dy && m->embed->trained)
+        rc = th_index_add_(m->embed->grad, 0, p->ids, th_to(dy, TH_F32, m->device));
+    th_free(dy);
+    return rc;
+}
+
 int model_loss(struct model *m, const struct sequence *v, size_t n, bool backward, double scale, double *loss_sum,
                size_t *n_tokens)
 {
     const struct model_config *c = &m->cfg;
-    int64_t width = 0, n_rows = 0, one = 1, n_layers = c->n_layers;
+    int64_t n_rows = 0, one = 1, n_layers = c->n_layers;
     int rc = ERR_OK;
     *loss_sum = 0;
     *n_tokens = 0;
@@ -616,22 +668,23 @@ int model_loss(struct model *m, const struct sequence *v, size_t n, bool backwar
     size_t scope = th_scope_begin();
     struct saved *saved = xcalloc((size_t)n_layers, sizeof *saved);
     int64_t *row = xmalloc((size_t)n_rows * sizeof *row), *target = xmalloc((size_t)n_rows * sizeof *target);
-    th_tensor *ids = pad_ids(m, v, n, &width), *x = NULL;
-    if ((rc = rope_table(m, width)) < 0)
+    struct packed p;
+    th_tensor *x = NULL;
+    if ((rc = pack(m, v, n, &p)) < 0)
         goto out;
-    th_tensor *cos = positions(m->cos, 0, width), *sin = positions(m->sin, 0, width);
+    p.rows.pack = &p.p;
     int64_t at = 0;
     for (size_t i = 0; i < n; i++)
-        for (size_t p = v[i].response; p < v[i].n; p++, at++) {
-            row[at] = (int64_t)i * width + (int64_t)p - 1;
-            target[at] = v[i].ids[p];
+        for (size_t k = v[i].response; k < v[i].n; k++, at++) {
+            row[at] = p.start[i] + (int64_t)k - 1;
+            target[at] = v[i].ids[k];
         }
 
     /* forward: a layer's temporaries go when it is done, what the backward pass wants stays */
-    x = th_keep(th_embedding(m->embed->w, ids));
+    x = th_keep(th_embedding(m->embed->w, p.ids));
     for (int64_t i = 0; i < n_layers; i++) {
         size_t inner = th_scope_begin();
-        th_tensor *y = th_keep(layer_forward(m, i, x, cos, sin, NULL, backward && !m->recompute ? &saved[i] : NULL));
+        th_tensor *y = th_keep(layer_forward(m, i, x, &p.rows, backward && !m->recompute ? &saved[i] : NULL));
         th_scope_end(inner);
         if (backward && m->recompute)
             saved[i].t[S_X] = x;
@@ -644,7 +697,7 @@ int model_loss(struct model *m, const struct sequence *v, size_t n, bool backwar
         }
     }
     th_tensor *rstd, *rows = th_from(row, 1, &n_rows, TH_I64, m->device);
-    th_tensor *last = th_index_select(flat(x), 0, rows); /* only where the loss looks */
+    th_tensor *last = th_index_select(x, 0, rows); /* only where the loss looks */
     th_tensor *h = th_rms_norm(last, m->norm->w, c->rms_eps, &rstd);
     th_tensor *total = th_zeros(1, &one, TH_F32, m->device), *dh = NULL;
     if (backward && h) {
@@ -656,35 +709,17 @@ int model_loss(struct model *m, const struct sequence *v, size_t n, bool backwar
         goto out;
     }
     if (backward) {
-        int64_t whole[2] = {(int64_t)n * width, c->d_model}, shape[3] = {(int64_t)n, width, c->d_model};
-        th_tensor *dw = NULL, *dx = th_zeros(2, whole, m->dtype, m->device);
+        int64_t whole[2] = {p.start[n], c->d_model};
+        th_tensor *dw = NULL, *dx = th_keep(th_zeros(2, whole, m->dtype, m->device));
         th_tensor *dlast = th_rms_norm_backward(dh, last, m->norm->w, rstd, m->norm->trained ? &dw : NULL);
         if (dw)
             rc = th_add_(m->norm->grad, dw, 1);
         if (rc == ERR_OK)
             rc = th_index_copy_(dx, 0, rows, dlast);
-        th_tensor *dy = th_keep(th_reshape(dx, 3, shape));
-        for (int64_t i = n_layers - 1; i >= 0 && rc == ERR_OK; i--) {
-            size_t inner = th_scope_begin();
-            if (m->recompute) {
-                th_tensor *input = saved[i].t[S_X];
-                th_tensor *y = layer_forward(m, i, input, cos, sin, NULL, &saved[i]);
-                if (!y)
-                    rc = err_code();
-                else
-                    th_free(input);
-            }
-            th_tensor *d = rc == ERR_OK
-                               ? th_keep(layer_backward(m, i, dy, cos, sin, &saved[i], i > 0 || wants_input_gradient(m), &rc))
-                               : NULL;
-            th_scope_end(inner);
-            saved_free(&saved[i]);
-            th_free(dy);
-            dy = d;
-        }
-        if (rc == ERR_OK && dy && m->embed->trained)
-            rc = th_index_add_(m->embed->grad, 0, th_reshape(ids, 1, &(int64_t){-1}), th_to(flat(dy), TH_F32, m->device));
-        th_free(dy);
+        if (rc == ERR_OK)
+            rc = layers_backward(m, &p, saved, dx);
+        else
+            th_free(dx);
     }
     if (rc == ERR_OK) {
         *loss_sum = th_item(total);
@@ -694,6 +729,7 @@ out:
     th_free(x);
     for (int64_t i = 0; i < n_layers; i++)
         saved_free(&saved[i]);
+    free(p.start);
     free(saved);
     free(row);
     free(target);
@@ -704,14 +740,18 @@ out:
 th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
 {
     struct sequence seq = {.ids = ids, .n = n};
-    int64_t width;
-    if (check_ids(m, ids, n) < 0 || rope_table(m, (int64_t)n) < 0)
+    struct packed p;
+    th_tensor *x = NULL;
+    if (check_ids(m, ids, n) < 0)
         return NULL;
-    th_tensor *x = th_embedding(m->embed->w, pad_ids(m, &seq, 1, &width));
-    th_tensor *cos = positions(m->cos, 0, width), *sin = positions(m->sin, 0, width);
+    if (pack(m, &seq, 1, &p) == ERR_OK) {
+        p.rows.pack = &p.p;
+        x = th_embedding(m->embed->w, p.ids);
+    }
     for (int64_t i = 0; i < m->cfg.n_layers; i++)
-        x = layer_forward(m, i, x, cos, sin, NULL, NULL);
-    th_tensor *h = th_rms_norm(flat(x), m->norm->w, m->cfg.rms_eps, NULL);
+        x = layer_forward(m, i, x, &p.rows, NULL);
+    free(p.start);
+    th_tensor *h = th_rms_norm(x, m->norm->w, m->cfg.rms_eps, NULL);
     return th_to(th_linear(h, m->head->w, NULL), TH_F32, m->device);
 }
 
@@ -759,27 +799,28 @@ void kv_cache_free(struct kv_cache *c)
     free(c);
 }
 
-static th_tensor *run_cached(struct model *m, th_tensor *ids, th_tensor *cos, th_tensor *sin, struct cached *at)
+/* Logits of the last row, or of all when each belongs to another sequence. */
+static th_tensor *run_cached(struct model *m, th_tensor *ids, const struct rows *at)
 {
     th_tensor *x = th_keep(th_embedding(m->embed->w, ids));
     for (int64_t i = 0; i < m->cfg.n_layers && x; i++) {
         size_t scope = th_scope_begin();
-        th_tensor *y = th_keep(layer_forward(m, i, x, cos, sin, at, NULL));
+        th_tensor *y = th_keep(layer_forward(m, i, x, at, NULL));
         th_scope_end(scope);
         th_free(x);
         x = y;
     }
     if (!x)
         return NULL;
-    th_tensor *last = flat(th_narrow(x, 1, th_size(x, 1) - 1, 1));
+    th_tensor *last = at->n ? x : th_narrow(x, 0, th_size(x, 0) - 1, 1);
+    th_tensor *y = th_to(th_linear(th_rms_norm(last, m->norm->w, m->cfg.rms_eps, NULL), m->head->w, NULL), TH_F32, m->device);
     th_free(x);
-    return th_to(th_linear(th_rms_norm(last, m->norm->w, m->cfg.rms_eps, NULL), m->head->w, NULL), TH_F32, m->device);
+    return y;
 }
 
 th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const int32_t *ids, size_t n)
 {
-    struct sequence seq = {.ids = ids, .n = n};
-    int64_t width, start = c->length[row];
+    int64_t start = c->length[row], n_ids = (int64_t)n;
     if (!n || check_ids(m, ids, n) < 0)
         return n ? NULL : (err_set(ERR_USAGE, "an empty prompt"), NULL);
     if (start + (int64_t)n > c->capacity) {
@@ -794,9 +835,15 @@ th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const
     }
     if (rope_table(m, start + (int64_t)n) < 0)
         return NULL;
-    struct cached at = {.c = c, .row = row, .start = start};
-    th_tensor *batch = pad_ids(m, &seq, 1, &width);
-    th_tensor *y = run_cached(m, batch, positions(m->cos, start, width), positions(m->sin, start, width), &at);
+    int64_t *wide = xmalloc(n * sizeof *wide), shape[3] = {n_ids, 1, m->cfg.head_dim};
+    for (size_t i = 0; i < n; i++)
+        wide[i] = ids[i];
+    th_tensor *t = th_from(wide, 1, &n_ids, TH_I64, m->device);
+    free(wide);
+    struct rows at = {.cache = c, .row = row, .start = start,
+                      .cos = th_reshape(th_narrow(m->cos, 0, start, n_ids), 3, shape),
+                      .sin = th_reshape(th_narrow(m->sin, 0, start, n_ids), 3, shape)};
+    th_tensor *y = run_cached(m, t, &at);
     if (y)
         c->length[row] += (int64_t)n;
     return y;
@@ -831,13 +878,11 @@ th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const
     }
     shape[3] = longest;
     th_tensor *pos = th_from(where, 1, &rows, TH_I64, m->device);
-    int64_t table[4] = {rows, 1, 1, f->head_dim}, ids_shape[2] = {rows, 1};
-    struct cached at = {.c = c, .rows = rows, .longest = longest,
-                        .index = th_from(index, 1, &n_index, TH_I64, m->device),
-                        .mask = th_from(look, 4, shape, TH_BOOL, m->device)};
-    th_tensor *y = run_cached(m, th_from(wide, 2, ids_shape, TH_I64, m->device),
-                              th_reshape(th_index_select(m->cos, 0, pos), 4, table),
-                              th_reshape(th_index_select(m->sin, 0, pos), 4, table), &at);
+    struct rows at = {.cache = c, .n = rows, .longest = longest,
+                      .cos = at_positions(m, m->cos, pos), .sin = at_positions(m, m->sin, pos),
+                      .index = th_from(index, 1, &n_index, TH_I64, m->device),
+                      .mask = th_from(look, 4, shape, TH_BOOL, m->device)};
+    th_tensor *y = run_cached(m, th_from(wide, 1, &rows, TH_I64, m->device), &at);
     free(index);
     free(where);
     free(wide);

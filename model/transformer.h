@@ -1,6 +1,6 @@
 /* transformer.h: Qwen2ForCausalLM and LlamaForCausalLM, forward and backward.
  *
- * One decoder layer, x [batch, seq, d_model]:
+ * One decoder layer, x [rows, d_model], the rows being the tokens of one or more sequences:
  *
  *     h = rms_norm(x) ;  q, k, v = h Wq^T + bq, h Wk^T + bk, h Wv^T + bv     (biases: Qwen2 only)
  *     o = attention(rope(q), rope(k), v) ;  x = x + o Wo^T
@@ -96,8 +96,8 @@ struct sequence {
     size_t n;        /* at least 2 */
     size_t response; /* index of the first token that the loss covers, at least 1 */
 };
-/* Sum over the covered tokens of -log p(token | what precedes it), of n sequences as one batch, padded on
- * the right (which causal attention never sees).  With backward, gradients of `scale` times that
+/* Sum over the covered tokens of -log p(token | what precedes it), of n sequences as one batch, packed one
+ * after the other without padding, attention kept inside each.  With backward, gradients of `scale` times that
  * sum are added to the trained parameters' grad.  *n_tokens: covered tokens. */
 int model_loss(struct model *m, const struct sequence *seqs, size_t n, bool backward, double scale, double *loss_sum,
                size_t *n_tokens);

@@ -8,8 +8,10 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
+#include <malloc.h>
 #include <unistd.h>
 
+#include <climits>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -133,6 +135,11 @@ __attribute__((constructor)) static void calm_openmp(int, char **argv, char **)
 
 int th_device_open(const char *name, th_device *out)
 {
+    // Each operator's result is a fresh block: taken from and given back to the system each time,
+    // clearing its pages was a fifth of a training step's time on the CPU.
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+    mallopt(M_TOP_PAD, 64 << 20);
     bool any = !strcmp(name, "auto");
     *out = TH_CPU;
     if (!strcmp(name, "cpu"))
@@ -612,10 +619,10 @@ th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v)
 
 namespace {
 
-enum { FLASH_CPU = 1, CUDNN, MATH };
+enum { FLASH_CPU = 1, CUDNN, FLASH_CUDA, MATH };
 
 // Without a fused kernel: the softmax's scores in float32, whole.  For what the fused kernels do
-// not take (float64, masks on CUDA), and as their twin in tests.
+// not take (float64, float32 and masks on CUDA), and as their twin in tests.
 at::Tensor scores(const at::Tensor &q, const at::Tensor &k, bool causal, const th_tensor *mask)
 {
     int64_t s = q.size(2), t = k.size(2);
@@ -633,86 +640,158 @@ at::Tensor expand_heads(const at::Tensor &x, int64_t h)
     return x.size(1) == h ? x : at::repeat_interleave(x, h / x.size(1), 1);
 }
 
-// The sum of the gradients of the query heads that shared a key or value head.
+// The sum of the gradients [b, h, s, d] of the query heads that shared a key or value head.
 at::Tensor fold_heads(const at::Tensor &g, int64_t h)
 {
     return g.size(1) == h ? g : g.reshape({g.size(0), h, g.size(1) / h, g.size(2), g.size(3)}).sum(2);
+}
+
+// [rows, h, d] as a batch of one, [1, h, rows, d], and back.
+at::Tensor as_batch(const at::Tensor &x) { return x.transpose(0, 1).unsqueeze(0); }
+at::Tensor as_rows(const at::Tensor &x) { return x.squeeze(0).transpose(0, 1); }
+
+bool half_on_cuda(const at::Tensor &q)
+{
+    return q.is_cuda() && (q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf);
+}
+
+int packed_kernel(const at::Tensor &q, const th_packing *p)
+{
+    if (half_on_cuda(q))
+        return p->n == 1 ? CUDNN : FLASH_CUDA;
+    return q.is_cuda() || q.scalar_type() == at::kDouble ? MATH : FLASH_CPU;
+}
+
+// A sequence of the packed rows, as a batch of one.
+at::Tensor sequence(const at::Tensor &x, const th_packing *p, int64_t i)
+{
+    return as_batch(x.narrow(0, p->start[i], p->start[i + 1] - p->start[i]));
+}
+
+at::Tensor one_packed(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, int kernel, std::vector<at::Tensor> &lse)
+{
+    at::Tensor ke = expand_heads(k, q.size(1)), ve = expand_heads(v, q.size(1));
+    if (kernel == MATH)
+        return at::matmul(at::softmax(scores(q, ke, true, nullptr), -1).to(q.scalar_type()), ve);
+    auto r = at::_scaled_dot_product_flash_attention_for_cpu(q, ke, ve, 0.0, true, {}, {});
+    lse.push_back(std::get<1>(r));
+    return std::move(std::get<0>(r));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> one_packed_backward(const at::Tensor &dout, const at::Tensor &q,
+    const at::Tensor &k, const at::Tensor &v, const at::Tensor &out, int kernel, const at::Tensor &lse)
+{
+    at::Tensor ke = expand_heads(k, q.size(1)), ve = expand_heads(v, q.size(1));
+    if (kernel == FLASH_CPU)
+        return at::_scaled_dot_product_flash_attention_for_cpu_backward(dout, q, ke, ve, out, lse, 0.0, true, {}, {});
+    // p = softmax(s), s = q k^T / sqrt(d):  ds = p (dp - sum(dp p)),  dp = dout v^T
+    at::Tensor p = at::softmax(scores(q, ke, true, nullptr), -1);
+    at::Tensor dp = at::matmul(dout, ve.transpose(2, 3)).to(p.scalar_type());
+    at::Tensor ds = at::mul(p, dp - at::mul(dp, p).sum(-1, true)).mul_(1 / std::sqrt((double)q.size(3)));
+    ds = ds.to(q.scalar_type());
+    return {at::matmul(ds, ke), at::matmul(ds.transpose(2, 3), q), at::matmul(p.to(q.scalar_type()).transpose(2, 3), dout)};
 }
 
 } // namespace
 
 extern "C" {
 
-th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, th_tensor *mask, th_attention_saved *saved)
+th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, th_tensor *mask)
 {
     NEED3(q, k, v);
     return op([&] {
         int64_t h = q->t.size(1);
-        if (saved)
-            *saved = th_attention_saved();
         auto type = q->t.scalar_type();
-        if (q->t.is_cuda() && !mask && (type == at::kBFloat16 || type == at::kHalf) && q->t.size(2) > 1) {
-            auto r = at::_scaled_dot_product_cudnn_attention(q->t, k->t, v->t, {}, saved != nullptr, 0.0, causal, false, {});
-            if (saved) {
-                saved->kernel = CUDNN;
-                saved->lse = own(std::move(std::get<1>(r)));
-                saved->cum_q = own(std::move(std::get<2>(r)));
-                saved->cum_k = own(std::move(std::get<3>(r)));
-                saved->max_q = std::get<4>(r).expect_int();
-                saved->max_k = std::get<5>(r).expect_int();
-                saved->seed = own(std::move(std::get<6>(r)));
-                saved->offset = own(std::move(std::get<7>(r)));
-            }
-            return std::move(std::get<0>(r));
-        }
+        if (half_on_cuda(q->t) && !mask && q->t.size(2) > 1)
+            return std::get<0>(at::_scaled_dot_product_cudnn_attention(q->t, k->t, v->t, {}, false, 0.0, causal, false, {}));
         at::Tensor ke = expand_heads(k->t, h), ve = expand_heads(v->t, h);
         if (!q->t.is_cuda() && type != at::kDouble) {
             std::optional<at::Tensor> bias;
             if (mask)
                 bias = at::zeros(mask->t.sizes(), q->t.options()).masked_fill_(mask->t.logical_not(), -INFINITY);
-            auto r = at::_scaled_dot_product_flash_attention_for_cpu(q->t, ke, ve, 0.0, causal, bias, {});
-            if (saved) {
-                saved->kernel = FLASH_CPU;
-                saved->lse = own(std::move(std::get<1>(r)));
-            }
-            return std::move(std::get<0>(r));
+            return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(q->t, ke, ve, 0.0, causal, bias, {}));
         }
         at::Tensor p = at::softmax(scores(q->t, ke, causal, mask), -1);
-        if (saved)
-            saved->kernel = MATH;
         return at::matmul(p.to(type), ve);
     });
 }
 
-int th_attention_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out, bool causal,
-                          const th_attention_saved *saved, th_tensor **dq, th_tensor **dk, th_tensor **dv)
+th_tensor *th_attention_packed(th_tensor *q, th_tensor *k, th_tensor *v, const th_packing *p, th_attention_saved *saved)
+{
+    NEED3(q, k, v);
+    return op([&] {
+        int kernel = packed_kernel(q->t, p);
+        th_attention_saved keep = {};
+        at::Tensor out;
+        keep.kernel = kernel;
+        if (kernel == CUDNN) {
+            auto r = at::_scaled_dot_product_cudnn_attention(as_batch(q->t), as_batch(k->t), as_batch(v->t), {}, saved != nullptr,
+                                                             0.0, true, false, {});
+            out = as_rows(std::get<0>(r));
+            if (saved) {
+                keep.lse = own(std::move(std::get<1>(r)));
+                keep.cum_q = own(std::move(std::get<2>(r)));
+                keep.cum_k = own(std::move(std::get<3>(r)));
+                keep.max_q = std::get<4>(r).expect_int();
+                keep.max_k = std::get<5>(r).expect_int();
+                keep.seed = own(std::move(std::get<6>(r)));
+                keep.offset = own(std::move(std::get<7>(r)));
+            }
+        } else if (kernel == FLASH_CUDA) {
+            auto r = at::_flash_attention_forward(q->t, k->t, v->t, p->cum->t, p->cum->t, p->longest, p->longest, 0.0, true, false,
+                                                  std::optional<double>(), {}, {}, {}, {});
+            out = std::move(std::get<0>(r));
+            if (saved) {
+                keep.lse = own(std::move(std::get<1>(r)));
+                keep.seed = own(std::move(std::get<2>(r)));
+                keep.offset = own(std::move(std::get<3>(r)));
+            }
+        } else {
+            std::vector<at::Tensor> o, lse;
+            for (int64_t i = 0; i < p->n; i++)
+                o.push_back(as_rows(one_packed(sequence(q->t, p, i), sequence(k->t, p, i), sequence(v->t, p, i), kernel, lse)));
+            out = p->n == 1 ? std::move(o[0]) : at::cat(o, 0);
+            if (saved && kernel == FLASH_CPU) // [1, rows, h], as the kernel has it inside
+                keep.lse = own(lse.size() == 1 ? lse[0].transpose(1, 2) : at::cat(lse, 2).transpose(1, 2));
+        }
+        if (saved)
+            *saved = keep;
+        return out.contiguous();
+    });
+}
+
+int th_attention_packed_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out, const th_packing *p,
+                                 const th_attention_saved *saved, th_tensor **dq, th_tensor **dk, th_tensor **dv)
 {
     HAVE3(dout, q, k);
     HAVE2(v, out);
     return run([&] {
-        int64_t h = q->t.size(1), hk = k->t.size(1);
         at::Tensor gq, gk, gv;
         if (saved->kernel == CUDNN) {
             std::tie(gq, gk, gv) = at::_scaled_dot_product_cudnn_attention_backward(
-                dout->t, q->t, k->t, v->t, out->t, saved->lse->t, saved->seed->t, saved->offset->t, at::Tensor(),
-                saved->cum_q->t, saved->cum_k->t, saved->max_q, saved->max_k, 0.0, causal, {});
-        } else if (saved->kernel == FLASH_CPU) {
-            std::tie(gq, gk, gv) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-                dout->t, q->t, expand_heads(k->t, h), expand_heads(v->t, h), out->t, saved->lse->t, 0.0, causal, {}, {});
+                as_batch(dout->t), as_batch(q->t), as_batch(k->t), as_batch(v->t), as_batch(out->t), saved->lse->t, saved->seed->t,
+                saved->offset->t, at::Tensor(), saved->cum_q->t, saved->cum_k->t, saved->max_q, saved->max_k, 0.0, true, {});
+            gq = as_rows(gq), gk = as_rows(gk), gv = as_rows(gv);
+        } else if (saved->kernel == FLASH_CUDA) {
+            std::tie(gq, gk, gv) = at::_flash_attention_backward(dout->t, q->t, k->t, v->t, out->t, saved->lse->t, p->cum->t, p->cum->t,
+                p->longest, p->longest, 0.0, true, saved->seed->t, saved->offset->t, {}, {}, {});
         } else {
-            // p = softmax(s), s = q k^T / sqrt(d):  ds = p (dp - sum(dp p)),  dp = dout v^T
-            at::Tensor ke = expand_heads(k->t, h), ve = expand_heads(v->t, h);
-            at::Tensor p = at::softmax(scores(q->t, ke, causal, nullptr), -1);
-            at::Tensor dp = at::matmul(dout->t, ve.transpose(2, 3)).to(p.scalar_type());
-            at::Tensor ds = at::mul(p, dp - at::mul(dp, p).sum(-1, true)).mul_(1 / std::sqrt((double)q->t.size(3)));
-            ds = ds.to(q->t.scalar_type());
-            gq = at::matmul(ds, ke);
-            gk = at::matmul(ds.transpose(2, 3), q->t);
-            gv = at::matmul(p.to(q->t.scalar_type()).transpose(2, 3), dout->t);
+            std::vector<at::Tensor> a, b, c;
+            for (int64_t i = 0; i < p->n; i++) {
+                at::Tensor lse, x, y, z;
+                if (saved->kernel == FLASH_CPU)
+                    lse = saved->lse->t.narrow(1, p->start[i], p->start[i + 1] - p->start[i]).transpose(1, 2);
+                std::tie(x, y, z) = one_packed_backward(sequence(dout->t, p, i), sequence(q->t, p, i), sequence(k->t, p, i),
+                                                        sequence(v->t, p, i), sequence(out->t, p, i), saved->kernel, lse);
+                a.push_back(as_rows(x));
+                b.push_back(as_rows(fold_heads(y, k->t.size(1))));
+                c.push_back(as_rows(fold_heads(z, k->t.size(1))));
+            }
+            gq = at::cat(a, 0), gk = at::cat(b, 0), gv = at::cat(c, 0);
         }
         *dq = own(std::move(gq));
-        *dk = own(fold_heads(gk, hk));
-        *dv = own(fold_heads(gv, hk));
+        *dk = own(std::move(gk));
+        *dv = own(std::move(gv));
     });
 }
 

@@ -133,19 +133,31 @@ th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v); /* mask bool
 
 /* Scaled dot-product attention: q [b, h, s, d], k and v [b, h_kv, t, d], h a multiple of h_kv
  * (grouped queries, without copies where the kernel takes them).  causal: query i sees keys 0..i
- * (s = t).  mask (or NULL): bool [b or 1, 1, s, t], true = may look.
- * The softmax's log-sum-exp and what else the backward wants is left in *saved (or NULL:
- * inference). */
+ * (s = t).  mask (or NULL): bool [b or 1, 1, s, t], true = may look. */
+th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, th_tensor *mask);
+
+/* Sequences of different lengths that lie one after the other, without padding: sequence i is the rows
+ * start[i] to start[i + 1] - 1. */
+struct th_packing {
+    int64_t n;             /* sequences, none of them empty */
+    const int64_t *start;  /* n + 1, of the caller, while attention over it goes on */
+    int64_t longest;
+    th_tensor *cum;        /* start as int32 on the device; NULL on the CPU */
+};
+/* What the backward pass wants of th_attention_packed(): handles of the caller's scope or NULL. */
 struct th_attention_saved {
     int kernel;
     th_tensor *lse, *seed, *offset, *cum_q, *cum_k;
     int64_t max_q, max_k;
 };
-th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, th_tensor *mask,
-                        struct th_attention_saved *saved);
+/* Causal attention inside each packed sequence: q [rows, h, d], k and v [rows, h_kv, d]; the result is
+ * [rows, h, d], contiguous.  saved NULL: inference. */
+th_tensor *th_attention_packed(th_tensor *q, th_tensor *k, th_tensor *v, const struct th_packing *p,
+                               struct th_attention_saved *saved);
 /* Gradients into dq, dk, dv (new handles). */
-int th_attention_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out, bool causal,
-                          const struct th_attention_saved *saved, th_tensor **dq, th_tensor **dk, th_tensor **dv);
+int th_attention_packed_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out,
+                                 const struct th_packing *p, const struct th_attention_saved *saved,
+                                 th_tensor **dq, th_tensor **dk, th_tensor **dv);
 
 #ifdef __cplusplus
 }

@@ -209,7 +209,9 @@ static int list_checkpoints(int64_t **out, size_t *n)
 static int save_checkpoint(struct trainer *tr)
 {
     char *dir = checkpoint_dir(tr->step), *part = xasprintf("%s/.checkpoint-%lld.part", out_dir, (long long)tr->step);
-    int rc = remove_tree(part);
+    int rc = tr->t->db ? rundb_flush(tr->t->db) : ERR_OK; /* what is resumed from has its curve recorded */
+    if (rc == ERR_OK)
+        rc = remove_tree(part);
     if (rc == ERR_OK)
         rc = write_weights(tr, part);
     if (rc == ERR_OK)
@@ -314,12 +316,6 @@ static int report_step(struct trainer *tr, double loss, double rate, double norm
     return rc;
 }
 
-static int by_length(const void *a, const void *b)
-{
-    const struct sequence *x = a, *y = b;
-    return x->n < y->n ? -1 : x->n > y->n;
-}
-
 /* The records of the next step: mean loss over all their covered tokens, as Transformers has it for
  * accumulated batches. */
 static int train_step(struct trainer *tr)
@@ -336,7 +332,6 @@ static int train_step(struct trainer *tr)
         n_cover += v[i].n - v[i].response;
         n_tokens += v[i].n;
     }
-    qsort(v, n, sizeof *v, by_length); /* the sum does not care, and like lengths pad less */
     int rc = model_zero_grad(tr->m);
     for (size_t i = 0; i < n && rc == ERR_OK; i += (size_t)batch) {
         size_t k = n - i < (size_t)batch ? n - i : (size_t)batch, covered;
@@ -348,7 +343,7 @@ static int train_step(struct trainer *tr)
                          "weights are as at the last checkpoint", (long long)tr->step + 1, tr->train.id[tr->order[first]], k);
         }
         if (rc == ERR_NOMEM)
-            rc = err_wrap("%zu records of up to %zu tokens: lower --batch-size or --max-tokens, or use --recompute", k, v[i + k - 1].n);
+            rc = err_wrap("%zu records of %zu tokens on average: lower --batch-size or --max-tokens, or use --recompute", n, n_tokens / n);
         total += loss;
     }
     free(v);

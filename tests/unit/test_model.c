@@ -176,14 +176,14 @@ static void adapters_survive_saving_and_merging(void **state)
     }
 }
 
-static void a_padded_batch_equals_single_sequences(void **state)
+static void a_packed_batch_equals_single_sequences(void **state)
 {
     (void)state;
     struct golden g;
     open_into(&g, "qwen-tied");
     double both, one, two;
     size_t n;
-    g.seq[1].n = 23; /* padded to 40 */
+    g.seq[1].n = 23;
     assert_int_equal(model_loss(g.m, g.seq, 2, false, 1, &both, &n), 0);
     assert_int_equal(model_loss(g.m, g.seq, 1, false, 1, &one, &n), 0);
     assert_int_equal(model_loss(g.m, g.seq + 1, 1, false, 1, &two, &n), 0);
@@ -270,7 +270,7 @@ int main(void)
         cmocka_unit_test(every_weights_gradient_equals_transformers),
         cmocka_unit_test(adapter_gradients_equal_peft),
         TEST_IN_DIR(adapters_survive_saving_and_merging),
-        cmocka_unit_test(a_padded_batch_equals_single_sequences),
+        cmocka_unit_test(a_packed_batch_equals_single_sequences),
         cmocka_unit_test(greedy_decoding_equals_transformers),
         TEST_IN_DIR(what_does_not_fit_is_refused),
     };
