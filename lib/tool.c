@@ -11,6 +11,7 @@ const char *const tool_names[] = {
     "caption",    "synth",         "rag-pairs",      "token-filter",     "split",         "tokenizer-train",
     "runs-merge", "sft",           "merge-lora",     "generate",         "serve",         "complete-ratio",
     "chamfer",    "renderability", "entity-stats",   "eval-loss",        "geometry-reward", "report",
+    "model", /* not a tool: a config's section about the base model, read by scripts/ */
     NULL,
 };
 

@@ -16,9 +16,10 @@ static int64_t top_k = 1;
 static struct opt options[] = {
     {.name = "captions", .type = OPT_STR, .value = &captions_csv, .arg = "CSV", .help = "model_id, isDescribable, description", .flags = OPT_REQUIRED},
     {.name = "steps", .type = OPT_STR, .value = &steps_dir, .arg = "DIR", .help = "restructured STEP files, named by model id", .flags = OPT_REQUIRED},
-    {.name = "encoder", .type = OPT_STR, .value = &encoder_dir, .arg = "DIR", .help = "sentence encoder (all-MiniLM-L6-v2)", .flags = OPT_REQUIRED},
+    {.name = "encoder", .type = OPT_STR, .value = &encoder_dir, .arg = "DIR", .help = "sentence encoder (all-MiniLM-L6-v2)"},
     {.name = "out", .type = OPT_STR, .value = &out_path, .arg = "FILE", .help = "pair records (JSON)", .flags = OPT_REQUIRED},
-    {.name = "top-k", .type = OPT_INT, .value = &top_k, .arg = "K", .help = "records for each part, with the K nearest others", .min = 1, .max = 100},
+    {.name = "top-k", .type = OPT_INT, .value = &top_k, .arg = "K",
+     .help = "records for each part, with the K nearest others (0: one without any, and no encoder is needed)", .min = 0, .max = 100},
     {0},
 };
 
@@ -194,6 +195,8 @@ static int write_records(struct work *w, struct pairs_writer *out, size_t i, con
                                                .retrieved = other.s, .output = own.s});
         written++;
     }
+    if (!top_k && rc == ERR_OK)
+        rc = pairs_put(out, &(struct pair){.id_original = w->v[i].id, .caption = w->v[i].caption, .output = own.s});
     buf_release(&own);
     buf_release(&other);
     if (rc == ERR_FORMAT) /* this part's text, not the run's fault */
@@ -201,6 +204,28 @@ static int write_records(struct work *w, struct pairs_writer *out, size_t i, con
     if (rc < 0)
         return rc;
     return tool_item(w->t, &(struct run_item){.item = w->v[i].id, .state = "done"});
+}
+
+/* Records that retrieve nothing. */
+static int write_plain(struct work *w)
+{
+    struct pairs_writer *out;
+    int rc = pairs_create(out_path, &out);
+    if (rc < 0)
+        return rc;
+    progress_start("writing", w->n, "parts");
+    for (size_t i = 0; i < w->n && rc == ERR_OK; i++) {
+        rc = write_records(w, out, i, NULL, NULL, 0);
+        progress_add(1, 0);
+        if (rc == ERR_OK && stop_requested())
+            rc = err_set(ERR_CANCELLED, "stopped by a signal");
+    }
+    progress_end();
+    if (rc == ERR_OK)
+        rc = pairs_commit(out);
+    else
+        pairs_abort(out);
+    return rc == ERR_OK ? tool_artifact(w->t, out_path, "pairs") : rc;
 }
 
 static int by_caption(const void *a, const void *b)
@@ -275,14 +300,14 @@ int main(int argc, char **argv)
     float *x = NULL;
     tool_start(&t, &spec, argc, argv);
     th_set_threads(t.threads);
-    int rc = encoder_load(encoder_dir, &e);
+    int rc = !top_k ? ERR_OK : encoder_dir ? encoder_load(encoder_dir, &e) : err_set(ERR_USAGE, "--encoder DIR is due (or --top-k 0)");
     if (rc == ERR_OK)
         rc = tool_begin(&t);
     if (rc == ERR_OK)
         rc = read_captions(&w);
     if (rc == ERR_OK)
         rc = match_files(&w);
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK && top_k) {
         const char **texts = xmalloc(w.n * sizeof *texts);
         char *cache = xasprintf("%s.embeddings.safetensors", out_path), *dir = path_dirname(out_path);
         for (size_t i = 0; i < w.n; i++)
@@ -295,7 +320,7 @@ int main(int argc, char **argv)
         free(dir);
     }
     if (rc == ERR_OK)
-        rc = pair_all(&w, x, encoder_dim(e));
+        rc = top_k ? pair_all(&w, x, encoder_dim(e)) : write_plain(&w);
     int code = tool_finish(&t, rc);
     for (size_t i = 0; i < w.n; i++) {
         free(w.v[i].id);

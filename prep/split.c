@@ -1,8 +1,10 @@
 /* split: pair records into train, test and validation sets. */
+#include <stdlib.h>
+
 #include "lib/pairs.h"
 #include "lib/tool.h"
 
-static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict";
+static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict", *steps;
 static int64_t seed = 3407;
 
 static struct opt options[] = {
@@ -18,6 +20,8 @@ static struct opt options[] = {
              "(default: caption in strict mode, none in reference mode)"},
     {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
      .help = "reference: sizes as the original computes them, in floating point, and no groups"},
+    {.name = "steps", .type = OPT_STR, .value = &steps, .arg = "DIR",
+     .help = "the parts as they were at first: those of the test set are copied to truth/ID.step in --out"},
     {0},
 };
 
@@ -29,7 +33,7 @@ static const struct tool_spec spec = {
                "original.  A caption that many records share would tell the answer of a test record if it were\n"
                "in train as well: they stay together, and the sizes come out as said if enough captions are\n"
                "unique.  How many test and val captions are in train is reported either way.\n\n"
-               "  split --in fit.json --out data/\n",
+               "  split --in fit.json --out data/ --steps raw/steps\n",
     .options = options,
 };
 
@@ -195,6 +199,80 @@ static int write_sets(struct tool *t, struct pairs *r, const struct record *v, s
     return rc;
 }
 
+/* ---- the true parts of the test set, for the evaluators ---- */
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The id among v whose file is called stem, as rag-pairs has it: all of it, or what stands ahead of the first '_'. */
+static const char *id_of(char **v, size_t n, char *stem)
+{
+    char **p = bsearch(&stem, v, n, sizeof *v, by_text);
+    if (!p) {
+        stem[strcspn(stem, "_")] = '\0';
+        p = bsearch(&stem, v, n, sizeof *v, by_text);
+    }
+    return p ? *p : NULL;
+}
+
+static int copy_files(struct tool *t, char **id, size_t n, const char *dir)
+{
+    struct file_list l = {0};
+    size_t n_copied = 0;
+    int rc = file_list_add(&l, steps, STEP_SUFFIXES);
+    if (rc == ERR_OK && (rc = remove_tree(dir)) == ERR_OK)
+        rc = mkdir_p(dir);
+    for (size_t i = 0; i < l.n && rc == ERR_OK && !stop_requested(); i++) {
+        char *stem = path_stem(l.v[i].path);
+        const char *which = id_of(id, n, stem);
+        if (which && !strpbrk(which, "/") && *which != '.') {
+            char *to = xasprintf("%s/%s.step", dir, which);
+            if (!path_exists(to)) {
+                rc = file_copy(l.v[i].path, to, false);
+                n_copied++;
+            }
+            free(to);
+        }
+        free(stem);
+    }
+    file_list_release(&l);
+    if (rc == ERR_OK && stop_requested())
+        return err_set(ERR_CANCELLED, "stopped");
+    if (rc == ERR_OK && n_copied < n)
+        log_warn("%zu of %zu test records have no file in %s", n - n_copied, n, steps);
+    return rc < 0 ? rc : tool_artifact(t, dir, "truth");
+}
+
+static int write_truth(struct tool *t, struct pairs *r, const struct record *v, size_t n)
+{
+    char **id = xcalloc(n + 1, sizeof *id), *dir = path_join(out, "truth");
+    struct pair p;
+    size_t n_ids = 0, kept = 0;
+    int rc = ERR_OK;
+    for (size_t i = 0; i < n && rc >= 0; i++) {
+        if (v[i].set != TEST)
+            continue;
+        pairs_seek(r, v[i].offset, v[i].index);
+        if ((rc = pairs_next(r, &p)) > 0)
+            id[n_ids++] = xstrdup(p.id_original);
+    }
+    qsort(id, n_ids, sizeof *id, by_text);
+    for (size_t i = 0; i < n_ids; i++) { /* --top-k makes several records of a part */
+        if (kept && !strcmp(id[i], id[kept - 1]))
+            free(id[i]);
+        else
+            id[kept++] = id[i];
+    }
+    rc = rc < 0 ? rc : copy_files(t, id, kept, dir);
+    for (size_t i = 0; i < kept; i++)
+        free(id[i]);
+    free(id);
+    free(dir);
+    return rc;
+}
+
 static int report(struct tool *t, const size_t got[N_SETS], const size_t size[N_SETS], const struct leak *l)
 {
     struct buf b = BUF_INIT;
@@ -260,6 +338,8 @@ static int run(struct tool *t, const int percent[N_SETS])
             v[k] = x;
         }
         rc = write_sets(t, r, v, n);
+        if (rc == ERR_OK && steps)
+            rc = write_truth(t, r, v, n);
         if (rc == ERR_OK)
             rc = report(t, got, size, &l);
     }

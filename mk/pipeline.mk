@@ -1,0 +1,42 @@
+# The pipeline: each target calls a script of the same name, which documents its variables.
+.PHONY: data train eval tables status help
+
+PIPELINE = B=$(B) ENCODER='$(ENCODER)'
+data: all
+	@$(PIPELINE) scripts/data.sh
+train: all
+	@$(PIPELINE) scripts/train.sh
+eval: all
+	@$(PIPELINE) scripts/eval.sh
+
+DB ?= runs/runs.db
+tables: all
+	@$(B)/bin/report --db $(DB)
+	@$(B)/bin/report --db $(DB) --format html --out $(dir $(DB))report.html
+	@echo; echo 'page: $(dir $(DB))report.html'
+status: all
+	@$(B)/bin/report --db $(DB) --status
+
+define HELP
+The pipeline
+  make demo                       everything from nothing, on a small sample, on the CPU
+  make data RAW=DIR [NAME=..]     parts and captions -> datasets/work/NAME   (scripts/data.sh lists the variables)
+  make data CHUNKS=1-10 CAPTIONS=FILE    the same from chunks of ABC
+  make train MODEL=qwen DATA=DIR  fine-tuning -> runs/MODEL                  (configs/: $(basename $(notdir $(wildcard configs/*.conf))))
+  make eval CKPT=DIR DATA=DIR LABEL=TEXT   parts of the test split, their scores, the tables
+  make tables                     every table that the runs so far can fill, and runs/report.html
+  make status                     what ran, is running or failed, and why
+
+Building and checking
+  make deps                       get what this machine lacks (make deps-cuda: for a GPU, too)
+  make                            build all tools into build/bin      (CONFIG=debug or sanitize, LIBTORCH=DIR, V=1)
+  make info                       what was found, what is missing, how to point at it
+  make test                       set up, build, run all tests        (TESTS="test_json t10-step-tools" some)
+  make sanitize                   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+  make test-gpu                   what needs a GPU
+  make bench                      speeds, beside the original's where ORIGINAL=DIR holds it
+  make format, make lint, make clean
+endef
+help:
+	$(info $(HELP))
+	@:
