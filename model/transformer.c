@@ -593,7 +593,7 @@ static int check_ids(const struct model *m, const int32_t *ids, size_t n)
 static int head_loss(struct model *m, th_tensor *h, const int64_t *target, int64_t n, bool backward, double scale,
                      th_tensor *total, th_tensor *dh)
 {
-    const int64_t chunk = 1024;
+    const int64_t chunk = m->cfg.vocab < 65536 ? (1 << 26) / m->cfg.vocab : 1024; /* 256 MB of logits, 600 at most */
     int rc = ERR_OK;
     for (int64_t at = 0; at < n && rc == ERR_OK; at += chunk) {
         int64_t k = n - at < chunk ? n - at : chunk, shape[2] = {k, 1};

@@ -1,0 +1,16 @@
+# What needs a GPU, and a bundle of it for a machine that has a GPU and PyTorch, but not our other libraries.
+.PHONY: test-gpu gpu-bundle
+GPU_TESTS = $(B)/tests/test_model $(B)/tests/test_model_optim
+GPU_TOOLS = $(addprefix $(B)/bin/,sft generate eval-loss merge-lora tokenizer-train)
+
+test-gpu: $(GPU_TOOLS) $(GPU_TESTS) $(KERNELS)
+	@scripts/test-gpu.sh $(B)
+
+# Programs, tests and the shared libraries that they need beyond the C library and PyTorch's, in build/gpu.
+gpu-bundle: $(GPU_TOOLS) $(GPU_TESTS) $(KERNELS)
+	@rm -rf build/gpu && mkdir -p build/gpu/bin build/gpu/tests build/gpu/lib/bundled
+	@cp $(GPU_TOOLS) build/gpu/bin && cp $(GPU_TESTS) build/gpu/tests && strip build/gpu/bin/* build/gpu/tests/*
+	@$(if $(KERNELS),cp $(KERNELS) build/gpu/lib,:)
+	@ldd $(GPU_TOOLS) $(GPU_TESTS) | awk '$$3 ~ /^\// { print $$3 }' | sort -u | \
+	  grep -vE '/(libc|libm|libpthread|libdl|librt|libutil|libmvec|libstdc\+\+|libgcc_s|ld-linux.*)\.so|/torch/|/nvidia/' | xargs -I{} cp -L {} build/gpu/lib/bundled
+	@du -sh build/gpu

@@ -1,0 +1,72 @@
+#!/bin/bash
+# What needs a GPU: the model's tests in float32 and bfloat16 on CUDA, and training there against training
+# on the CPU.  Run by `make test-gpu`, or by itself from an unpacked `make gpu-bundle` on a machine that has a
+# GPU and PyTorch but not this toolkit's other libraries:
+#
+#   scripts/test-gpu.sh [BUILD]       BUILD/bin, BUILD/tests and, in a bundle, BUILD/lib
+set -u
+cd "$(dirname "$0")/.."
+b=${1:-build}
+command -v nvidia-smi >/dev/null || { echo "SKIP: no NVIDIA GPU here"; echo "0 passed, 0 failed, 1 skipped"; exit 0; }
+if [ -d "$b/lib/bundled" ]; then
+    site=$(python3 -c 'import torch, os; print(os.path.dirname(os.path.dirname(torch.__file__)))') || exit 3
+    LD_LIBRARY_PATH=$PWD/$b/lib/bundled:$site/torch/lib:$(printf '%s:' "$site"/nvidia/*/lib)${LD_LIBRARY_PATH:-}
+    export LD_LIBRARY_PATH
+fi
+pass=0 failed=
+try() { # name command...
+    local name=$1
+    shift
+    if "$@" > /tmp/test-gpu.log 2>&1; then
+        echo "$name: ok"
+        pass=$((pass + 1))
+    else
+        echo "$name: FAILED"
+        tail -20 /tmp/test-gpu.log
+        failed="$failed $name"
+    fi
+}
+nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
+try model-float32 env TEST_DEVICE=cuda "$b/tests/test_model"
+try model-bfloat16 env TEST_DEVICE=cuda TEST_DTYPE=bfloat16 "$b/tests/test_model"
+
+
+# The same training on both: losses agree, and a GPU run resumed after a stop gives the same bytes.
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+python3 tests/e2e/tiny_model.py "$PWD" "$dir" && "$b/bin/tokenizer-train" datasets/sample --out "$dir/arch" --vocab-size 600 --db none -q >/dev/null || exit 3
+train() { # out, options...
+    local out=$1
+    shift
+    "$b/bin/sft" --model "$dir/base" --data "$dir/data" -o lora.r=4 --warmup-steps 2 -o lr=5e-3 --batch-size 3 --accumulation 2 --json -q \
+        --db none --max-steps 12 --save-steps 6 --out "$dir/$out" "$@" > "$dir/$out.jsonl"
+}
+base() { "$b/bin/sft" --model "$dir/arch" --data "$dir/data" --out "$dir/base" --method full --init random --max-steps 10 --warmup-steps 2 \
+    -o lr=2e-3 --batch-size 2 --accumulation 1 --db none -q --device cuda --dtype float32; }
+agree() { # a b tolerance
+    python3 - "$dir/$1.jsonl" "$dir/$2.jsonl" "$3" <<'P'
+import json, sys
+a, b = ([json.loads(l)["loss"] for l in open(f)] for f in sys.argv[1:3])
+worst = max(abs(x - y) / y for x, y in zip(a, b))
+print("largest relative difference of the loss", worst)
+sys.exit(len(a) != len(b) or not worst < float(sys.argv[3]))
+P
+}
+try base base
+try train-cpu train cpu --device cpu
+try train-cuda train cuda --device cuda --dtype float32
+try loss-cuda-cpu agree cuda cpu 1e-3
+try train-bfloat16 train bf16 --device cuda
+try loss-bfloat16 agree bf16 cpu 3e-2
+again() { # two runs of bfloat16 training with --deterministic, one resumed half-way
+    train one --device cuda --deterministic && train two --device cuda --deterministic && rm -r "$dir/two/checkpoint-12" &&
+        train two --device cuda --deterministic --resume && cmp "$dir/one/adapter_model.safetensors" "$dir/two/adapter_model.safetensors"
+}
+try resume-exact again
+generate() { "$b/bin/generate" --model "$dir/base" --adapter "$dir/$1" --captions "$dir/data/val.json" --out "$dir/gen-$2" --max-new-tokens 60 \
+    --batch 4 --db none -q --device "$2" --dtype float32; }
+both() { generate cuda cuda && generate cuda cpu && diff -r "$dir/gen-cuda/raw" "$dir/gen-cpu/raw"; }
+try generate-cuda-cpu both
+set -- $failed
+[ $# = 0 ] || echo "failed:$failed"
+echo "$pass passed, $# failed, 0 skipped"
+[ $# = 0 ]
