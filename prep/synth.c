@@ -1312,7 +1312,7 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
     char id[16], *step = NULL;
     size_t n;
     snprintf(id, sizeof id, "%08lld", (long long)part);
-    if ((rc = occ_step_text(g->b, shape, id, DECIMALS, &step, &n)) < 0)
+    if ((rc = occ_step_text(g->b, shape, id, families[f].name, DECIMALS, &step, &n)) < 0)
         return err_wrap("%s", families[f].name);
     if (max_entities && count_entities(step) > (size_t)max_entities) {
         rc = err_set(ERR_EXTERN, "%s: over %lld entities", families[f].name, (long long)max_entities);

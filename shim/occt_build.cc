@@ -226,7 +226,7 @@ class StepText {
   public:
     explicit StepText(int n) : decimals(n) {}
 
-    std::string file(const TopoDS_Solid &solid, const char *name)
+    std::string file(const TopoDS_Solid &solid, const char *name, const char *product_name)
     {
         int shell = closed_shell(solid);
         int brep = fresh("MANIFOLD_SOLID_BREP('',#" + num(shell) + ")");
@@ -245,7 +245,7 @@ class StepText {
         int app = fresh("APPLICATION_CONTEXT('automotive design')");
         fresh("APPLICATION_PROTOCOL_DEFINITION('international standard','automotive_design',2000,#" + num(app) + ")");
         int pc = fresh("PRODUCT_CONTEXT('',#" + num(app) + ",'mechanical')");
-        int product = fresh("PRODUCT('" + quoted(name) + "','" + quoted(name) + "','',(#" + num(pc) + "))");
+        int product = fresh("PRODUCT('" + quoted(product_name) + "','" + quoted(product_name) + "','',(#" + num(pc) + "))");
         int formation = fresh("PRODUCT_DEFINITION_FORMATION('','',#" + num(product) + ")");
         int pdc = fresh("PRODUCT_DEFINITION_CONTEXT('part definition',#" + num(app) + ",'design')");
         int definition = fresh("PRODUCT_DEFINITION('design','',#" + num(formation) + ",#" + num(pdc) + ")");
@@ -834,12 +834,12 @@ int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info)
     return ERR_OK;
 }
 
-int occ_step_text(struct occ_build *b, int shape, const char *name, int decimals, char **text, size_t *n)
+int occ_step_text(struct occ_build *b, int shape, const char *name, const char *product, int decimals, char **text, size_t *n)
 {
     if (!b->error.empty())
         return err_set(ERR_EXTERN, "%s", b->error.c_str());
     try {
-        std::string s = StepText(decimals).file(only_solid(get(b, shape)), name);
+        std::string s = StepText(decimals).file(only_solid(get(b, shape)), name, product);
         *text = static_cast<char *>(malloc(s.size() + 1));
         if (!*text)
             return err_set(ERR_NOMEM, "out of memory");

@@ -95,10 +95,11 @@ struct occ_part_info {
 int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info);
 
 /* The part as ISO 10303-21 text of AP214: no parametric curves, equal points, directions and placements
- * written once, children ahead of parents, at most `decimals` decimals, nothing that differs from run to
- * run.  *text is malloc()ed, NUL-terminated.  Lines, circles, ellipses and B-spline curves; planes,
- * cylinders, cones, spheres and tori; ERR_EXTERN for anything else. */
-int occ_step_text(struct occ_build *b, int shape, const char *name, int decimals, char **text, size_t *n);
+ * written once, children ahead of parents, `name` in the header, `product` as the product's id and name, at
+ * most `decimals` decimals, nothing that differs from run to run.  *text is malloc()ed, NUL-terminated.
+ * Lines, circles, ellipses and B-spline curves; planes, cylinders, cones, spheres and tori; ERR_EXTERN for
+ * anything else. */
+int occ_step_text(struct occ_build *b, int shape, const char *name, const char *product, int decimals, char **text, size_t *n);
 
 #ifdef __cplusplus
 }

@@ -34,7 +34,7 @@ static char *written(int shape, double volume, int faces)
         fail_msg("%s", err_text());
     assert_float_equal(info.volume_mm3 / volume, 1, 1e-6);
     assert_int_equal(info.faces, faces);
-    if (occ_step_text(b, shape, "part", 6, &text, &n) < 0)
+    if (occ_step_text(b, shape, "part", "part", 6, &text, &n) < 0)
         fail_msg("%s", err_text());
     assert_int_equal(strlen(text), n);
 
@@ -159,7 +159,7 @@ static void failures_stick_and_say_why(void **state)
     assert_int_equal(occ_cut(b, occ_box(b, 0, 0, 0, 1, 1, 1), shape), -1);
     assert_int_equal(occ_finish(b, &shape, &info), ERR_EXTERN);
     assert_non_null(strstr(err_text(), "cylinder: "));
-    assert_int_equal(occ_step_text(b, 0, "x", 6, &text, &n), ERR_EXTERN);
+    assert_int_equal(occ_step_text(b, 0, "x", "x", 6, &text, &n), ERR_EXTERN);
     assert_null(text);
 
     occ_build_clear(b);
