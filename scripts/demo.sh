@@ -15,7 +15,7 @@ step() { printf '\n== %s\n' "$*"; }
 took() { local s=$(($(date +%s) - start)); printf '%d min %02d s' $((s / 60)) $((s % 60)); }
 
 step "1/4  Data: $(ls datasets/sample/steps | wc -l) parts and their captions become training records"
-$make --no-print-directory data RAW=datasets/sample NAME=demo
+$make --no-print-directory data RAW=datasets/sample NAME=demo MODEL=demo
 
 step "2/4  Training: a LoRA adapter for the small model in models/demo"
 $make --no-print-directory train MODEL=demo DATA=$work OUT=$adapter
