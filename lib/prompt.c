@@ -65,3 +65,20 @@ int prompt_template_read(const char *dir, bool *known, bool *retrieval)
     free(path);
     return rc;
 }
+
+int prompt_form_read(const char *dir, bool *compact)
+{
+    char *path = path_join(dir, "prompt.json");
+    json_t *o = NULL;
+    int rc = ERR_OK;
+    *compact = false;
+    if (path_exists(path) && (rc = json_read_file(path, 1 << 20, &o)) == ERR_OK) {
+        const char *form = json_string_value(json_object_get(o, "form"));
+        *compact = form && !strcmp(form, "compact");
+        if (form && !*compact && strcmp(form, "named"))
+            rc = err_set(ERR_FORMAT, "%s: form '%s' is not known (named and compact are)", path, form);
+    }
+    json_decref(o);
+    free(path);
+    return rc;
+}

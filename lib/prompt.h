@@ -20,7 +20,8 @@
  * generate ...", one blank line after it, no retrieved section.
  *
  * Adapters are bound to the template they were trained with: sft leaves prompt.json beside them,
- * {"template": "retrieval" or "plain", "max_tokens": N}.
+ * {"template": "retrieval" or "plain", "max_tokens": N, "form": "named" or "compact"}; without "form" the text
+ * has instance names (step_prep.h has the compact form).
  */
 #ifndef LIB_PROMPT_H
 #define LIB_PROMPT_H
@@ -51,5 +52,8 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
 /* Which template the weights in a folder were trained with, by its prompt.json: *known is false when
  * there is none (as beside others' models).  ERR_FORMAT. */
 int prompt_template_read(const char *dir, bool *known, bool *retrieval);
+
+/* Whether they write STEP in the compact form.  ERR_FORMAT. */
+int prompt_form_read(const char *dir, bool *compact);
 
 #endif

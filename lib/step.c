@@ -951,8 +951,11 @@ static char *put_lean(char *o, const char *s, size_t n, const struct step_ids *i
         } else if (c == '#' && ids) {
             uint32_t target = ids->f->refs[ref++].target;
             uint64_t old = step_ref_id(p);
+            uint64_t id = target != STEP_NONE ? ids->of[target] : ids->dangling ? ids->dangling(ids->ctx, old) : old;
             *o++ = '#';
-            o = put_number(o, target != STEP_NONE ? ids->of[target] : ids->dangling ? ids->dangling(ids->ctx, old) : old);
+            if (ids->compact && id > ids->self)
+                *o++ = '-';
+            o = put_number(o, !ids->compact ? id : id > ids->self ? id - ids->self : ids->self - id);
             for (p++; p < end && IS(*p, C_DIGIT); p++)
                 ;
         } else if (c == '/' || c == '\\') {
@@ -985,9 +988,16 @@ void step_put(const struct step_file *f, const struct step_entity *e, const stru
     p = space_end(p, end) + 1; /* behind '=' */
     buf_grow(out, e->len + 20 * ((size_t)e->n_ref + 2));
     char *o = out->s + out->n;
-    *o++ = '#';
-    o = put_number(o, ids ? ids->of[e - f->v] : e->id);
-    *o++ = '=';
+    struct step_ids own = {0};
+    if (ids && ids->compact) {
+        own = *ids;
+        own.self = ids->of[e - f->v];
+        ids = &own;
+    } else {
+        *o++ = '#';
+        o = put_number(o, ids ? ids->of[e - f->v] : e->id);
+        *o++ = '=';
+    }
     o = put_lean(o, p, (size_t)(end - p), ids, e->ref);
     out->n = (size_t)(o - out->s);
     *o = 0;

@@ -152,6 +152,8 @@ struct step_ids {
     const uint64_t *of;                              /* new id of each instance */
     uint64_t (*dangling)(void *ctx, uint64_t old);   /* new id for what is not there; NULL: the old one */
     void *ctx;
+    bool compact;                                    /* step_prep.h's compact form: no name, references as distances */
+    uint64_t self;                                   /* set by step_put() */
 };
 /* "#id=TYPE(...);" of one instance, no line break; ids NULL: ids stay. */
 void step_put(const struct step_file *f, const struct step_entity *e, const struct step_ids *ids, struct buf *out);

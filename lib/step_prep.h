@@ -40,12 +40,36 @@ struct step_restructure_report {
     size_t dangling;    /* references to nothing; kept, as ids above all others */
     uint64_t cycle[2];  /* the first such reference: from, to, in the ids of the input */
 };
+enum step_order { STEP_CHILDREN_FIRST, STEP_PARENT_FIRST, STEP_ORIGINAL };
+struct step_restructure_opts {
+    enum step_order order;
+    bool compact; /* no instance names, references as distances: see below */
+    bool bare;    /* no comments */
+};
 /* Writes every instance once, lean, one a line, numbered from 1, in depth-first order
  * from the roots (instances nobody refers to): children before parents, or the reverse.
  * Roots stand in sections by type, each under a comment; those that refer to nothing
- * come last.  Data sections stay apart. */
-int step_restructure(const char *name, const char *text, size_t n, bool parent_first, struct buf *out,
-                     struct step_restructure_report *report);
+ * come last.  Data sections stay apart.  STEP_ORIGINAL: as the file has them, without sections. */
+int step_restructure(const char *name, const char *text, size_t n, const struct step_restructure_opts *opts,
+                     struct buf *out, struct step_restructure_report *report);
+
+/* ---- the compact form ----
+ * The k-th instance of the file (from 1, over all data sections) is #k: its name and '=' are left out, and
+ * within it #d is the instance d lines before, #-d the one d lines behind, #0 itself.  Nothing else
+ * differs, so the form is undone without loss:
+ *
+ *     #1=CARTESIAN_POINT('',(0.,0.,5.));     CARTESIAN_POINT('',(0.,0.,5.));
+ *     #2=VERTEX_POINT('',#1);                VERTEX_POINT('',#1);
+ *     #3=DIRECTION('',(0.,0.,1.));           DIRECTION('',(0.,0.,1.));
+ *     #4=EDGE_CURVE('',#2,#2,#9,.T.);        EDGE_CURVE('',#2,#2,#-5,.T.);
+ */
+/* Whether a text (a file, or from DATA; on, or from its first instance on) is in the compact form: its first
+ * instance has no name. */
+bool step_is_compact(const char *text, size_t n);
+/* The text with its names back; everything else to the byte.  It need not be well formed: what follows
+ * damage is named as far as ';' outside strings tell the instances apart.  A distance that leads out of the file
+ * names an instance that is not there. */
+void step_expand(const char *text, size_t n, struct buf *out);
 
 /* ---- back to plain Part 21 ---- */
 struct step_restore_report {
@@ -56,9 +80,11 @@ struct step_restore_report {
     size_t empty;      /* missing parameters filled in */
     size_t duplicates; /* instances repeated word for word, removed */
     bool header;       /* a header was supplied */
+    bool compact;      /* the text was in the compact form */
 };
 /* Removes comments, resolves placeholders, mends what models are known to emit, puts a
- * standard header before a bare data part, and cuts what follows END-ISO-10303-21;.
+ * standard header before a bare data part, and cuts what follows END-ISO-10303-21;.  The compact form is
+ * expanded first (columns of errors are then those of the expanded line).
  * One statement a line.  On ERR_FORMAT (nothing that can be mended) out holds the text
  * as far as it was mended; the place is one of the given text. */
 int step_restore(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report);

@@ -371,6 +371,14 @@ int step_restore(const char *name, const char *text, size_t n, struct buf *out, 
     *report = (struct step_restore_report){0};
     if (n >= UINT32_MAX)
         return err_set(ERR_NOMEM, "%s: %zu bytes is over the limit of 4 GiB", name, n);
+    if (step_is_compact(text, n)) {
+        struct buf named = BUF_INIT;
+        step_expand(text, n, &named);
+        int rc = step_restore(name, named.s, named.n, out, report);
+        report->compact = true;
+        buf_release(&named);
+        return rc;
+    }
     struct mend m = {.text = text, .end = text + n, .report = report};
     if (n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3))
         m.text += 3;

@@ -131,7 +131,7 @@ static void put_section(const struct walk *w, const struct groups *g, const stru
     buf_puts(out, ";\n");
     for (size_t k = 0; k < g->n; k++) {
         size_t end = k + 1 < g->n ? g->v[k + 1].begin : w->n;
-        bool titled = false;
+        bool titled = !g->v[k].title;
         for (size_t i = g->v[k].begin; i < end; i++) {
             const struct step_entity *e = &f->v[w->order[i]];
             if (e->section != section)
@@ -227,19 +227,40 @@ static struct groups arrange(struct walk *w)
     return g;
 }
 
-int step_restructure(const char *name, const char *text, size_t n, bool parent_first, struct buf *out,
-                     struct step_restructure_report *report)
+/* As the file has them: one chain without a title. */
+static struct groups keep(struct walk *w)
+{
+    struct groups g = {.v = xcalloc(1, sizeof *g.v), .n = 1};
+    bool *referenced = xcalloc(w->f->n + 1, sizeof *referenced);
+    for (; w->n < w->f->n; w->n++)
+        w->order[w->n] = (uint32_t)w->n;
+    for (size_t i = 0; i < w->f->n; i++)
+        for (uint32_t k = 0; k < w->f->v[i].n_ref; k++) {
+            uint32_t target = w->f->refs[w->f->v[i].ref + k].target;
+            if (target != STEP_NONE && target != i)
+                referenced[target] = true;
+        }
+    for (size_t i = 0; i < w->f->n; i++)
+        w->report->roots += !referenced[i];
+    free(referenced);
+    return g;
+}
+
+int step_restructure(const char *name, const char *text, size_t n, const struct step_restructure_opts *opts,
+                     struct buf *out, struct step_restructure_report *report)
 {
     struct step_file *f;
     int rc = step_parse(name, text, n, STEP_NO_HEADER, &f);
     if (rc < 0)
         return rc;
     *report = (struct step_restructure_report){.entities = f->n, .dangling = f->n_dangling};
-    struct walk w = {.f = f, .parent_first = parent_first, .report = report};
+    struct walk w = {.f = f, .parent_first = opts->order == STEP_PARENT_FIRST, .report = report};
     w.state = xcalloc(f->n + 1, sizeof *w.state);
     w.order = xmalloc((f->n + 1) * sizeof *w.order);
     w.stack = xmalloc((f->n + 1) * sizeof *w.stack);
-    struct groups g = arrange(&w);
+    struct groups g = opts->order == STEP_ORIGINAL ? keep(&w) : arrange(&w);
+    for (size_t k = 0; k < g.n && opts->bare; k++)
+        g.v[k].title = NULL;
 
     uint64_t *id = xmalloc((f->n + 1) * sizeof *id), next = 1;
     for (uint16_t s = 0; s < f->n_sections; s++)
@@ -253,7 +274,7 @@ int step_restructure(const char *name, const char *text, size_t n, bool parent_f
         }
     struct missing missing = {.above = f->n};
     find_missing(f, &missing);
-    struct step_ids ids = {.f = f, .of = id, .dangling = missing_id, .ctx = &missing};
+    struct step_ids ids = {.f = f, .of = id, .dangling = missing_id, .ctx = &missing, .compact = opts->compact};
 
     buf_grow(out, n);
     if (f->n_header)

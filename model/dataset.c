@@ -7,6 +7,7 @@
 #include "lib/mem.h"
 #include "lib/pairs.h"
 #include "lib/prompt.h"
+#include "lib/step_prep.h"
 
 static void add(struct dataset *d, const struct pair *p, const struct tok_ids *ids, size_t response, int64_t max, bool truncate)
 {
@@ -47,6 +48,14 @@ int dataset_read(const char *path, const struct tok *t, bool rag, int64_t max_to
         if (rag && !p.retrieved) {
             rc = err_set(ERR_FORMAT, "%s: record %zu (%s) has no retrieved part; train without retrieval (-o rag=false)", path,
                          p.index + 1, p.id_original);
+            break;
+        }
+        bool compact = step_is_compact(p.output, strlen(p.output));
+        if (!p.index)
+            out->compact = compact;
+        if (*p.output && compact != out->compact) {
+            rc = err_set(ERR_FORMAT, "%s: record %zu (%s) is in the %s form, the first is not; use one form for all", path, p.index + 1,
+                         p.id_original, compact ? "compact" : "named");
             break;
         }
         ids.n = 0;

@@ -16,6 +16,7 @@ struct dataset {
     size_t n_long;       /* records over the limit: dropped, or cut when truncate */
     size_t n_empty;      /* records without a token that the loss covers: dropped */
     uint64_t n_tokens;
+    bool compact;           /* the outputs are in the compact form of step_prep.h */
     uint64_t digest;     /* of ids and tokens: tells whether the data is what a checkpoint saw */
 };
 

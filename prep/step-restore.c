@@ -16,7 +16,8 @@ static const struct tool_spec spec = {
     .name = "step-restore",
     .args = "IN --out OUT",
     .summary = "Removes annotations and placeholders from STEP files and mends what models get wrong.",
-    .details = "IN is a file or a directory, which is walked; its tree is mirrored in OUT.  A file that\n"
+    .details = "IN is a file or a directory, which is walked; its tree is mirrored in OUT.  The compact form of\n"
+               "step-restructure is known by its instances without names.  A file that\n"
                "cannot be mended into valid Part 21 fails with the place, and is not written.\n\n"
                "  step-restore generated/ --out parts/\n",
     .options = options,
@@ -44,6 +45,7 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     jw_kv_int(&j, "empty", (int64_t)r.empty);
     jw_kv_int(&j, "duplicates", (int64_t)r.duplicates);
     jw_kv_bool(&j, "header", r.header);
+    jw_kv_bool(&j, "compact", r.compact);
     jw_end(&j);
     return ERR_OK;
 }

@@ -4,11 +4,15 @@
 #include "lib/tool.h"
 
 static const char *out, *mode = "strict", *order = "children-first";
+static bool compact, annotations = true;
 
 static struct opt options[] = {
     {.name = "out", .type = OPT_STR, .value = &out, .arg = "OUT", .help = "file or directory to write", .flags = OPT_REQUIRED},
-    {.name = "order", .type = OPT_STR, .value = &order, .arg = "ORDER", .choices = "children-first|parent-first",
-     .help = "strict: what comes first; children-first has no forward reference but in cycles"},
+    {.name = "order", .type = OPT_STR, .value = &order, .arg = "ORDER", .choices = "children-first|parent-first|original",
+     .help = "strict: what comes first; children-first has no forward reference but in cycles; original: the file's order"},
+    {.name = "compact", .type = OPT_FLAG, .value = &compact,
+     .help = "strict: without instance names, references as distances; step-restore undoes it"},
+    {.name = "annotations", .type = OPT_FLAG, .value = &annotations, .help = "strict: a comment ahead of each type of root"},
     {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
      .help = "strict: every instance kept, valid Part 21; reference: the original's bytes"},
     {0},
@@ -31,7 +35,10 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
 {
     (void)ctx, (void)worker;
     struct step_restructure_report r;
-    int rc = step_restructure(path, in->data, in->size, !strcmp(order, "parent-first"), text, &r);
+    struct step_restructure_opts opts = {
+        .order = !strcmp(order, "parent-first") ? STEP_PARENT_FIRST : !strcmp(order, "original") ? STEP_ORIGINAL : STEP_CHILDREN_FIRST,
+        .compact = compact, .bare = !annotations};
+    int rc = step_restructure(path, in->data, in->size, &opts, text, &r);
     if (rc < 0)
         return rc;
     if (r.cyclic)

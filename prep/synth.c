@@ -32,6 +32,8 @@ struct gen {
     struct buf plain;       /* "A flat plate with two holes": no full stop */
     struct buf sizes, with; /* "80 mm long, 5 mm thick"; "6 mm holes" */
     int n_sizes;
+    double extent[8];       /* the sizes that are extents of the whole: checked against its box */
+    int n_extents;
     char scratch[16][192];
     int next;
 };
@@ -115,10 +117,26 @@ static __attribute__((format(printf, 2, 3))) void say(struct gen *g, const char 
     buf_puts(&g->plain, line);
 }
 
+/* A size of a portion that is named like one of the whole: the base's thickness. */
+static void portion(struct gen *g, double mm, const char *what)
+{
+    buf_printf(&g->sizes, "%s%g mm %s", g->n_sizes++ ? "\n" : "", mm, what);
+}
+
 /* A size of the whole: dim(g, 80, "long"). */
 static void dim(struct gen *g, double mm, const char *what)
 {
-    buf_printf(&g->sizes, "%s%g mm %s", g->n_sizes++ ? "\n" : "", mm, what);
+    portion(g, mm, what);
+    g->extent[g->n_extents++] = mm;
+}
+
+static const char *caption_style = "mixed";
+
+/* A size that only varied captions tell: the others, of datasets/sample, stay as they were. */
+static void dim_varied(struct gen *g, double mm, const char *what)
+{
+    if (!strcmp(caption_style, "varied"))
+        dim(g, mm, what);
 }
 
 /* A size of a detail, said last: "6 mm holes". */
@@ -388,7 +406,7 @@ static int boss(struct gen *g)
             hole);
         detail(g, "a boss %g mm in diameter and %g mm high", 2 * r, h);
     }
-    dim(g, w, "long"), dim(g, d, "wide"), dim(g, t, "thick");
+    dim(g, w, "long"), dim(g, d, "wide"), portion(g, t, "thick");
     return s;
 }
 
@@ -500,6 +518,7 @@ static int flange(struct gen *g)
         s = extrude(g, OCC_Z(0, 0, 0), t);
         say(g, "A %s with %s", pick(g, "round flange|flat circular flange|circular flange"),
             pick(g, text(g, "a central hole and %s|%s and a central circular opening|%s around a central hole", holes, holes, holes)));
+        dim_varied(g, t, "thick");
     } else {
         double hub = size(g, bore + 3, r * 0.58, 1), h = t + size(g, 5, r / 2, 1);
         point(g, bore, 0, 0), point(g, r, 0, 0), point(g, r, t, 0), point(g, hub, t, 0), point(g, hub, h, 0), point(g, bore, h, 0);
@@ -629,7 +648,11 @@ static int rod(struct gen *g)
         say(g, "A %s", pick(g, "cylindrical rod|long cylindrical rod|cylinder|solid cylindrical rod"));
     if (bored)
         detail(g, "a %g mm bore", 2 * bore);
-    dim(g, z, "long"), dim(g, 2 * r, "in diameter");
+    dim(g, z, "long");
+    if (flanged)
+        portion(g, 2 * r, "in diameter"); /* the rod is, its base is wider */
+    else
+        dim(g, 2 * r, "in diameter");
     return revolve(g);
 }
 
@@ -801,7 +824,7 @@ static int gear(struct gen *g)
     circle(g, 0, 0, bore);
     say(g, "%s", pick(g, text(g, "A gear with %s teeth and a central hole|A gear-like disc with %s teeth and a central hole|"
                                 "A flat gear with a central hole and %s teeth", word(n), word(n), word(n))));
-    dim(g, 2 * r, "in diameter"), dim(g, h, "thick");
+    portion(g, 2 * r, "in diameter"), dim(g, h, "thick"); /* over the tips, which lie on a circle */
     detail(g, "a %g mm bore", 2 * bore);
     return extrude(g, OCC_Z(0, 0, 0), h);
 }
@@ -1116,6 +1139,7 @@ static int flat_shape(struct gen *g)
         double r = size(g, a * 0.3, a * 0.6, 0.5);
         circle(g, -o, 0, r), circle(g, o, 0, r);
         detail(g, "%g mm holes", 2 * r);
+        dim_varied(g, 2 * a, "wide");
     }
     say(g, "%s %s", strncmp(what, "L-", 2) ? "A" : "An", what);
     dim(g, kind == 3 ? w + 2 * a : w, "long"), dim(g, t, "thick");
@@ -1132,8 +1156,8 @@ static int cradle(struct gen *g)
         point(g, -w / 2, 0, 0), point(g, w / 2, 0, 0), point(g, w / 2, h, 0), point(g, r, h, -1), point(g, -r, h, 0), point(g, -w / 2, h, 0);
     }
     close_loop(g);
-    say(g, "A %s", arch ? pick(g, "rectangular block with a semicircular arch through its base|rectangular block with a semi-circular cutout at the bottom|arch-shaped block")
-                        : pick(g, "rectangular block with a semicircular groove on top|rectangular block with a semi-circular cutout on the top face"));
+    say(g, "%s", arch ? pick(g, "A rectangular block with a semicircular arch through its base|A rectangular block with a semi-circular cutout at the bottom|An arch-shaped block")
+                      : pick(g, "A rectangular block with a semicircular groove on top|A rectangular block with a semi-circular cutout on the top face"));
     dim(g, w, "long"), dim(g, d, "wide"), dim(g, h, "high");
     detail(g, "a cutout radius of %g mm", r);
     return extrude(g, OCC_Y(0, d / 2, 0), d);
@@ -1156,8 +1180,8 @@ static const struct family {
 };
 
 /* ---- the tool ---- */
-static const char *out, *only, *excluded, *caption_style = "mixed";
-static int64_t count, seed = 1, start, max_entities;
+static const char *out, *only, *excluded;
+static int64_t count, seed = 1, start, max_entities, read_back_every = 1;
 
 static struct opt options[] = {
     {.name = "count", .type = OPT_INT, .value = &count, .arg = "N", .help = "parts to make", .flags = OPT_REQUIRED, .min = 1, .max = 99999999},
@@ -1166,8 +1190,9 @@ static struct opt options[] = {
     {.name = "start", .type = OPT_INT, .value = &start, .arg = "I", .help = "number of the first part, which is its id, too", .max = 99999999},
     {.name = "families", .type = OPT_STR, .value = &only, .arg = "LIST", .help = "only these, as in plate,bolt"},
     {.name = "exclude-families", .type = OPT_STR, .value = &excluded, .arg = "LIST", .help = "none of these"},
-    {.name = "captions", .type = OPT_STR, .value = &caption_style, .arg = "STYLE", .choices = "plain|dimensions|mixed",
-     .help = "what the part is; that and its sizes in mm; or sizes for every third part"},
+    {.name = "captions", .type = OPT_STR, .value = &caption_style, .arg = "STYLE", .choices = "plain|dimensions|mixed|varied",
+     .help = "what the part is; that and its sizes in mm; sizes for every third part; or many wordings, mostly with sizes"},
+    {.name = "read-back", .type = OPT_INT, .value = &read_back_every, .arg = "N", .help = "read every N-th file back as a stranger would (0: none)", .max = 1e9},
     {.name = "max-entities", .type = OPT_INT, .value = &max_entities, .arg = "N", .help = "remake parts of more entities; 0: any", .max = 1e9},
     {0},
 };
@@ -1240,8 +1265,181 @@ static void enumerate(const struct buf *lines, struct buf *to)
     }
 }
 
+/* ---- varied captions: the same facts in many wordings ---- */
+
+/* A size as a noun: "80 mm long" is a length of 80 mm. */
+static const char *noun(const char *what)
+{
+    static const char *const of[][2] = {{"long", "length"}, {"wide", "width"}, {"thick", "thickness"}, {"high", "height"},
+                                        {"deep", "depth"}, {"in diameter", "diameter"}};
+    for (size_t i = 0; i < ARRAY_LEN(of); i++)
+        if (!strcmp(what, of[i][0]))
+            return of[i][1];
+    return NULL;
+}
+
+/* "80 mm long\n5 mm thick" as nouns, "a length of 80 mm and ..." or "length 80 mm, ..."; false: one has no noun. */
+static bool put_nouns(const struct buf *sizes, bool sentence, struct buf *to)
+{
+    struct buf lines = BUF_INIT;
+    bool good = true;
+    for (const char *s = sizes->s; *s && good; s += *s == '\n') {
+        size_t n = strcspn(s, "\n"), number = strcspn(s, " ");
+        char what[64];
+        snprintf(what, sizeof what, "%.*s", (int)(n - number - 4), s + number + 4); /* behind " mm " */
+        const char *is = noun(what);
+        good = is != NULL;
+        if (good)
+            buf_printf(&lines, "%s%s%s %s%.*s mm", lines.n ? "\n" : "", sentence ? "a " : "", is, sentence ? "of " : "", (int)number, s);
+        s += n;
+    }
+    if (good && sentence)
+        enumerate(&lines, to);
+    for (const char *s = lines.s; good && !sentence && *s; s++)
+        buf_puts(to, *s == '\n' ? ", " : (char[]){*s, 0});
+    buf_release(&lines);
+    return good;
+}
+
+/* "80 x 40 x 5 mm", where there are three extents. */
+static bool put_product(const struct gen *g, struct buf *to)
+{
+    if (g->n_extents != 3 || g->n_sizes != 3 || strstr(g->sizes.s, "diameter"))
+        return false;
+    buf_printf(to, "%g x %g x %g mm", g->extent[0], g->extent[1], g->extent[2]);
+    return true;
+}
+
+/* Appends s with `from`, a whole word, as `into`. */
+static void put_replaced(const char *s, const char *from, const char *into, struct buf *to)
+{
+    size_t n = strlen(from);
+    for (bool inside = false; *s; s++) {
+        bool letter = (*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z');
+        if (!inside && !strncmp(s, from, n) && !((s[n] >= 'a' && s[n] <= 'z') || s[n] == '-')) {
+            buf_puts(to, into);
+            s += n - 1;
+            inside = true;
+        } else {
+            buf_putc(to, *s);
+            inside = letter || *s == '-';
+        }
+    }
+}
+
+static void reword(struct buf *b, const char *from, const char *into)
+{
+    struct buf next = BUF_INIT;
+    put_replaced(b->s, from, into, &next);
+    buf_release(b);
+    *b = next;
+}
+
+static void varied_caption(struct gen *g, struct buf *to)
+{
+    struct buf b = BUF_INIT;
+    buf_puts(&b, g->plain.s);
+    if (chance(g, 0.2)) /* six bolt holes: 6 bolt holes */
+        for (int i = 2; i <= 12; i++)
+            reword(&b, word(i), text(g, "%d", i));
+    if (chance(g, 0.2))
+        reword(&b, "circular hole", "round hole");
+    if (chance(g, 0.2))
+        reword(&b, "circular holes", "round holes");
+    if (chance(g, 0.15))
+        reword(&b, "central", "centered");
+    bool bare = chance(g, 0.12); /* "rectangular block with ...": no article */
+    const char *article = !strncmp(b.s, "An ", 3) ? "An " : !strncmp(b.s, "A ", 2) ? "A " : "";
+    struct buf said = BUF_INIT;
+    double u = unit(g);
+    /* How much is told: the shape alone; its first size; its sizes; its sizes and details. */
+    int level = u < 0.22 ? 0 : u < 0.27 ? 1 : u < 0.52 ? 2 : 3;
+    if (!g->sizes.n)
+        level = 0;
+    struct buf sizes = BUF_INIT;
+    buf_add(&sizes, g->sizes.s, level == 1 ? strcspn(g->sizes.s, "\n") : g->sizes.n);
+    bool first = false; /* "A 80 x 40 x 5 mm flat plate" */
+    const char *body = b.s + strlen(article);
+    if (level >= 2 && *article && chance(g, 0.1)) {
+        struct buf product = BUF_INIT;
+        if ((first = put_product(g, &product)))
+            buf_printf(&said, "%s %s %s", *product.s == '8' || !strncmp(product.s, "11 ", 3) || !strncmp(product.s, "18 ", 3) ? "An" : "A",
+                       product.s, body);
+        buf_release(&product);
+    }
+    if (!first)
+        buf_puts(&said, bare ? body : b.s);
+    if (level && !first) {
+        size_t mark = said.n;
+        bool done = false;
+        switch (whole(g, 0, 7)) {
+        case 0:
+            buf_puts(&said, ". Dimensions: ");
+            done = level >= 2 && put_product(g, &said);
+            break;
+        case 1:
+            buf_puts(&said, ", ");
+            done = level >= 2 && put_product(g, &said);
+            break;
+        case 2:
+            buf_puts(&said, " with ");
+            done = !strstr(b.s, " with") && put_nouns(&sizes, true, &said);
+            break;
+        case 3:
+            buf_puts(&said, pick(g, ". It has |. The part has "));
+            done = put_nouns(&sizes, true, &said);
+            break;
+        case 4:
+            buf_puts(&said, pick(g, ": |. Size: |; "));
+            done = put_nouns(&sizes, false, &said);
+            break;
+        default:
+            break;
+        }
+        if (!done) {
+            said.n = mark;
+            said.s[mark] = 0;
+            buf_puts(&said, pick(g, ", |, |. It is |. The part is "));
+            enumerate(&sizes, &said);
+        }
+    }
+    if (level == 3 && g->with.n) {
+        buf_puts(&said, pick(g, ", with |, with |, and |. It has |. Details: "));
+        enumerate(&g->with, &said);
+    }
+    if (chance(g, 0.12)) { /* 80mm */
+        struct buf tight = BUF_INIT;
+        for (const char *s = said.s; *s; s++)
+            if (!(*s == ' ' && !strncmp(s, " mm", 3) && s > said.s && s[-1] >= '0' && s[-1] <= '9'))
+                buf_putc(&tight, *s);
+        buf_release(&said);
+        said = tight;
+    }
+    u = unit(g);
+    bool order = u < 0.12 && !bare;
+    if (order)
+        buf_puts(to, pick(g, "Create |Make |Design |Model |Draw "));
+    bool low = order || (u > 0.75 && u < 0.9);
+    size_t at = to->n;
+    buf_puts(to, said.s);
+    char *c = to->s + at;
+    if (low && *c >= 'A' && *c <= 'Z' && c[1] != '-')
+        *c = (char)(*c - 'A' + 'a');
+    else if (!low && *c >= 'a' && *c <= 'z')
+        *c = (char)(*c - 'a' + 'A');
+    if (!chance(g, low ? 0.7 : 0.15))
+        buf_putc(to, '.');
+    buf_release(&said);
+    buf_release(&sizes);
+    buf_release(&b);
+}
+
 static void caption(struct gen *g, struct buf *to)
 {
+    if (!strcmp(caption_style, "varied")) {
+        varied_caption(g, to);
+        return;
+    }
     buf_puts(to, g->plain.s);
     bool sizes = strcmp(caption_style, "dimensions") == 0 || (strcmp(caption_style, "mixed") == 0 && chance(g, 1.0 / 3));
     if (sizes && g->sizes.n) {
@@ -1289,13 +1487,27 @@ static int read_back(const char *id, const char *step, size_t n, const struct oc
     return rc;
 }
 
+/* What is said to be a size of the whole must be one. */
+static int check_extents(const struct gen *g, const struct occ_part_info *info)
+{
+    for (int i = 0; i < g->n_extents; i++) {
+        double off = 1e9;
+        for (int k = 0; k < 3; k++)
+            off = fmin(off, fabs(info->max[k] - info->min[k] - g->extent[i]));
+        if (off > 1e-4)
+            return err_set(ERR_EXTERN, "'%s' says a size of %g mm, the box is %g x %g x %g mm", g->plain.s, g->extent[i],
+                           info->max[0] - info->min[0], info->max[1] - info->min[1], info->max[2] - info->min[2]);
+    }
+    return ERR_OK;
+}
+
 /* One attempt: appends the caption, a NUL and the file. */
 static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const struct family **family, struct occ_part_info *info)
 {
     g->rng = (uint64_t)seed;
     g->rng = mix(&g->rng) ^ (uint64_t)part;
     g->rng = mix(&g->rng) ^ (uint64_t)try;
-    g->n_points = g->n_loops = g->n_sizes = 0;
+    g->n_points = g->n_loops = g->n_sizes = g->n_extents = 0;
     occ_build_clear(g->b);
     buf_clear(&g->plain);
     buf_clear(&g->sizes);
@@ -1309,6 +1521,8 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
     int rc = occ_finish(g->b, &shape, info);
     if (rc < 0)
         return err_wrap("%s", families[f].name);
+    if ((rc = check_extents(g, info)) < 0)
+        return err_wrap("%s", families[f].name);
     char id[16], *step = NULL;
     size_t n;
     snprintf(id, sizeof id, "%08lld", (long long)part);
@@ -1316,7 +1530,7 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
         return err_wrap("%s", families[f].name);
     if (max_entities && count_entities(step) > (size_t)max_entities) {
         rc = err_set(ERR_EXTERN, "%s: over %lld entities", families[f].name, (long long)max_entities);
-    } else if ((rc = read_back(id, step, n, info)) < 0) {
+    } else if (read_back_every && part % read_back_every == 0 && (rc = read_back(id, step, n, info)) < 0) {
         err_wrap("%s", families[f].name);
     } else {
         caption(g, to);
@@ -1325,6 +1539,15 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
     }
     free(step);
     return rc;
+}
+
+static void put_sizes(struct jw *j, const struct buf *lines)
+{
+    for (const char *s = lines->n ? lines->s : ""; *s; s += *s == '\n') {
+        size_t n = strcspn(s, "\n");
+        jw_strn(j, s, n);
+        s += n;
+    }
 }
 
 /* In a worker process.  The result: a JSON line, a NUL, the caption, a NUL, the file. */
@@ -1359,6 +1582,16 @@ static int make_part(void *ctx, const char *bytes, size_t n, struct buf *to)
         jw_str(&j, id);
         jw_kv_str(&j, "family", family->name);
         jw_kv_str(&j, "caption", made.s);
+        jw_key(&j, "sizes"); /* all of them, whatever the caption tells */
+        jw_array(&j);
+        put_sizes(&j, &g.sizes);
+        put_sizes(&j, &g.with);
+        jw_end(&j);
+        jw_key(&j, "box_mm");
+        jw_array(&j);
+        for (int k = 0; k < 3; k++)
+            jw_real(&j, round((info.max[k] - info.min[k]) * 1e6) / 1e6);
+        jw_end(&j);
         jw_kv_int(&j, "entities", (int64_t)count_entities(made.s + strlen(made.s) + 1));
         jw_kv_int(&j, "bytes", (int64_t)(made.n - strlen(made.s) - 1));
         jw_kv_real(&j, "volume_mm3", info.volume_mm3);

@@ -815,7 +815,7 @@ int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info)
         if (!(volume.Mass() > 1e-3))
             refuse("no volume");
         Bnd_Box box;
-        BRepBndLib::Add(s, box, Standard_False);
+        BRepBndLib::AddOptimal(s, box, Standard_False, Standard_False); // exact for arcs and turned surfaces
         TopTools_IndexedMapOfShape f, e, v;
         TopExp::MapShapes(s, TopAbs_FACE, f);
         TopExp::MapShapes(s, TopAbs_EDGE, e);

@@ -133,7 +133,7 @@ static int copy_file(const char *from_dir, const char *name, const char *to_dir)
 
 /* What a folder needs besides its weights to be used: how it was prompted, and for a whole model its
  * configuration and tokenizer. */
-static int write_companions(const char *dir)
+static int write_companions(const struct trainer *tr, const char *dir)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"};
     struct buf b = BUF_INIT;
@@ -141,6 +141,7 @@ static int write_companions(const char *dir)
     jw_object(&j);
     jw_kv_str(&j, "template", rag ? "retrieval" : "plain");
     jw_kv_int(&j, "max_tokens", max_tokens);
+    jw_kv_str(&j, "form", tr->train.compact ? "compact" : "named");
     jw_end(&j);
     char *path = path_join(dir, "prompt.json");
     int rc = file_write(path, b.s, b.n, true);
@@ -215,7 +216,7 @@ static int save_checkpoint(struct trainer *tr)
     if (rc == ERR_OK)
         rc = write_weights(tr, part);
     if (rc == ERR_OK)
-        rc = write_companions(part);
+        rc = write_companions(tr, part);
     if (rc == ERR_OK)
         rc = write_state(tr, part);
     if (rc == ERR_OK)
@@ -392,7 +393,7 @@ static int train_all(struct trainer *tr)
     if (rc == ERR_OK)
         rc = write_weights(tr, out_dir);
     if (rc == ERR_OK)
-        rc = write_companions(out_dir);
+        rc = write_companions(tr, out_dir);
     if (rc == ERR_OK)
         rc = tool_artifact(tr->t, out_dir, !strcmp(method, "lora") ? "adapter" : "model");
     return rc;

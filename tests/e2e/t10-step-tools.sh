@@ -34,6 +34,17 @@ cmp -s <(sed 1,7d d/a.step) <(sed 1,7d d/sub/b.STP) || fail "numbers of the inpu
 "$BIN"/step-restore d --out s -q || fail "step-restore: $?"
 grep -v '^/\*' d/a.step | cmp - s/a.step || fail "restored"
 
+# The compact form: no names, distances back; restored to the same file, with and without annotations, in any order.
+"$BIN"/step-restructure r --out dc --compact --no-annotations -q || fail "step-restructure --compact: $?"
+printf '%s\n' "DATA;" "A('#20 1.5000000',1.234568);" "(X(#1)Y());" "SHAPE_DEFINITION_REPRESENTATION(#2,#1);" "ENDSEC;" "END-ISO-10303-21;" > want
+sed 1,6d dc/a.step | diff - want || fail "compact"
+for o in children-first parent-first original; do
+    "$BIN"/step-restructure r --out dn-$o --order $o -q && "$BIN"/step-restructure r --out dc-$o --order $o --compact -q || fail "step-restructure --order $o"
+    "$BIN"/step-restore dn-$o --out sn-$o -q && "$BIN"/step-restore dc-$o --out sc-$o -q || fail "step-restore of --order $o"
+    diff -r sn-$o sc-$o || fail "--compact --order $o is not undone"
+done
+grep -v '^#' sc-original/a.step | cmp - <(grep -v '^#' s/a.step) || fail "--order original"
+
 # Done work is not repeated, and --force repeats it.
 "$BIN"/step-round in --out r --json -q | grep -c '"state":"done"' | grep -qx 2 || fail "a second run reports other results"
 touch -d '2001-01-01' r/a.step
@@ -102,6 +113,13 @@ grep -v '"forward":0,' out | grep -v '"forward":\([0-9]*\),"cyclic":\1,' && fail
 for d in g/src ss; do "$BIN"/entity-stats $d --json -q | sed "s|\"$d/||; s/\"max_id\":[0-9]*,//" | grep by_type > stats-$(basename $d); done
 [ "$(wc -l < stats-ss)" -ge 150 ] || fail "few files"
 cmp stats-src stats-ss || fail "counts by type changed"
+for o in children-first parent-first original; do # compact and back: the same files
+    "$BIN"/step-restructure sr --out sc --order $o --compact -q --force 2> err || fail "step-restructure --compact: $(tail -n 1 err)"
+    "$BIN"/step-restructure sr --out sn --order $o --no-annotations -q --force 2> err || fail "step-restructure --order $o: $(tail -n 1 err)"
+    "$BIN"/step-restore sc --out scr -q --force || fail "step-restore of compact files"
+    "$BIN"/step-restore sn --out snr -q --force || fail "step-restore"; diff -rq scr snr || fail "--compact loses"
+    [ "$(ls scr | wc -l)" -ge 150 ] || fail "compact: few files"
+done
 "$BIN"/step-restore g/restructured --out so -q 2> err || fail "step-restore of the original's output: $(tail -n 1 err)"
 "$BIN"/complete-ratio g/src sr sd ss so --json -q | tail -n 1 | grep -q '"ratio":1.0' || fail "an output is no exchange structure"
 for tool in round restructure restore; do

@@ -42,7 +42,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t n = size - 1;
     char *s = malloc(n ? n : 1);
     memcpy(s, data + 1, n);
-    struct buf out = BUF_INIT, twice = BUF_INIT;
+    struct buf out = BUF_INIT, twice = BUF_INIT, compact = BUF_INIT;
+    struct step_restructure_opts opts;
     struct step_round_report rounded;
     struct step_restructure_report order;
     struct step_restore_report restored;
@@ -74,10 +75,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         break;
     case 2:
-        if (step_restructure("in", s, n, data[0] >> 7, &out, &order) == ERR_OK) {
+        opts = (struct step_restructure_opts){.order = (enum step_order)((data[0] >> 6) % 3)};
+        if (step_restructure("in", s, n, &opts, &out, &order) == ERR_OK) {
             assert_parses(&out, "restructured");
             check(count(out.s, out.n) == count(s, n), "an instance was lost");
+            opts.compact = true;
+            check(step_restructure("in", s, n, &opts, &compact, &order) == ERR_OK, "compact fails");
+            step_expand(compact.s, compact.n, &twice);
+            check(!step_is_compact(compact.s, compact.n) || (out.n == twice.n && !memcmp(out.s, twice.s, out.n)), "compact loses");
         }
+        step_expand(s, n, &twice);
         break;
     case 3:
         if (step_restore("in", s, n, &out, &restored) == ERR_OK) {
@@ -106,6 +113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     buf_release(&out);
     buf_release(&twice);
+    buf_release(&compact);
     free(s);
     return 0;
 }

@@ -63,7 +63,8 @@ static char *restructure(const char *data, bool parent_first, struct step_restru
 {
     char *text = xasprintf(HEAD "%s" TAIL, data);
     struct buf b = BUF_INIT;
-    if (step_restructure("t", text, strlen(text), parent_first, &b, r) < 0)
+    struct step_restructure_opts opts = {.order = parent_first ? STEP_PARENT_FIRST : STEP_CHILDREN_FIRST};
+    if (step_restructure("t", text, strlen(text), &opts, &b, r) < 0)
         fail_msg("%s", err_text());
     free(text);
     const char *part;
@@ -151,6 +152,86 @@ static void a_long_chain_needs_no_stack(void **state)
     assert_int_equal(r.forward, 0);
     free(s);
     buf_release(&b);
+}
+
+/* Compact and back is the plain form to the byte. */
+static void assert_compact_is_lossless(const char *data, enum step_order order, bool bare)
+{
+    char *text = xasprintf(HEAD "%s" TAIL, data);
+    struct step_restructure_report r;
+    struct step_restructure_opts opts = {.order = order, .bare = bare};
+    struct buf plain = BUF_INIT, compact = BUF_INIT, back = BUF_INIT;
+    if (step_restructure("t", text, strlen(text), &opts, &plain, &r) < 0)
+        fail_msg("%s", err_text());
+    opts.compact = true;
+    assert_int_equal(step_restructure("t", text, strlen(text), &opts, &compact, &r), ERR_OK);
+    assert_int_equal(step_is_compact(plain.s, plain.n), false);
+    assert_int_equal(step_is_compact(compact.s, compact.n), r.entities > 0);
+    step_expand(compact.s, compact.n, &back);
+    assert_string_equal(back.s, plain.s);
+    /* and without the header, as a model writes it */
+    const char *part, *want;
+    size_t n, want_n;
+    assert_true(step_data_part(compact.s, compact.n, &part, &n));
+    assert_true(step_data_part(plain.s, plain.n, &want, &want_n));
+    buf_clear(&back);
+    step_expand(part, n, &back);
+    assert_int_equal(back.n, want_n);
+    assert_memory_equal(back.s, want, want_n);
+    buf_release(&plain);
+    buf_release(&compact);
+    buf_release(&back);
+    free(text);
+}
+
+static void the_compact_form_is_undone_without_loss(void **state)
+{
+    (void)state;
+    const char *const cases[] = {
+        "", "#7=A();", "#3=LEAF();#2=A(#3,'#3;''/*');#1=R(#2,(#3,(#2)),$,*,.T.,\"0F\",1.5E-3);",
+        "#1=R(#2);#2=A(#3,#4);#3=B(#2);#4=L();#7=P(#8);#8=Q(#7);#9=S(#9);", /* cycles */
+        "#5=R(#1,#9,#1);", /* references to nothing */
+        "#1=R(#2);#2=A();ENDSEC;DATA('b',('S'));#3=R(#2);#4=(X(#3)Y(#4));",
+        "#1=ENDSEC(#2);#2=DATA('ENDSEC;');#3=DATA();", "#10=!USER(#20);#20=(A()B('\\X2\\00E9\\X0\\'));",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++)
+        for (int order = 0; order < 3; order++)
+            for (int bare = 0; bare < 2; bare++)
+                assert_compact_is_lossless(cases[i], (enum step_order)order, bare);
+}
+
+static void compact_text_looks_as_the_docs_say(void **state)
+{
+    (void)state;
+    const char *text = HEAD "#1=P('',(0.,0.,5.));#2=V('',#1);#3=D('',(0.,0.,1.));#4=E('',#2,#3,#5,#4);#5=L(#9);" TAIL;
+    struct step_restructure_opts opts = {.order = STEP_ORIGINAL, .compact = true, .bare = true};
+    struct step_restructure_report r;
+    struct buf b = BUF_INIT;
+    assert_int_equal(step_restructure("t", text, strlen(text), &opts, &b, &r), ERR_OK);
+    assert_non_null(strstr(b.s, "DATA;\nP('',(0.,0.,5.));\nV('',#1);\nD('',(0.,0.,1.));\nE('',#2,#1,#-1,#0);\nL(#-1);\nENDSEC;\n"));
+    assert_int_equal(r.forward, 1);
+    assert_int_equal(r.roots, 1); /* #4, which none but itself refers to */
+    buf_release(&b);
+}
+
+static void damaged_compact_text_is_expanded_as_far_as_it_goes(void **state)
+{
+    (void)state;
+    const char *const cases[][2] = {
+        {"DATA;\nA();\nB(#1,#7);\n", "DATA;\n#1=A();\n#2=B(#1,#9);\n"}, /* leads out of the file: 2 instances and 7 */
+        {"A(#);B(#ID_3,#-);C('", "#1=A(#);#2=B(#ID_3,#-);#3=C('"},
+        {"DATA;\n(A()B(#1));ENDSEC;\nEND-ISO-10303-21;\nX(#1);", "DATA;\n#1=(A()B(#2));ENDSEC;\nEND-ISO-10303-21;\nX(#1);"},
+        {"DATA;/* A(#1); */A();/*", "DATA;/* A(#1); */#1=A();/*"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct buf b = BUF_INIT;
+        assert_true(step_is_compact(cases[i][0], strlen(cases[i][0])));
+        step_expand(cases[i][0], strlen(cases[i][0]), &b);
+        assert_string_equal(b.s, cases[i][1]);
+        buf_release(&b);
+    }
+    assert_false(step_is_compact("DATA;\nENDSEC;\nEND-ISO-10303-21;\n", 33));
+    assert_false(step_is_compact("nothing like it", 15));
 }
 
 static char *restore(const char *text, int want, struct step_restore_report *r)
@@ -245,6 +326,9 @@ int main(void)
         cmocka_unit_test(dangling_references_name_nothing_new),
         cmocka_unit_test(data_sections_stay_apart),
         cmocka_unit_test(a_long_chain_needs_no_stack),
+        cmocka_unit_test(the_compact_form_is_undone_without_loss),
+        cmocka_unit_test(compact_text_looks_as_the_docs_say),
+        cmocka_unit_test(damaged_compact_text_is_expanded_as_far_as_it_goes),
         cmocka_unit_test(annotations_and_placeholders_are_undone),
         cmocka_unit_test(placeholders_without_key_are_told_by_type_or_removed),
         cmocka_unit_test(missing_parameters_are_filled_in),
