@@ -9,7 +9,7 @@
 
 static const char *model_dir, *data_dir, *out_dir, *tokenizer_dir, *adapter_dir;
 static const char *method = "lora", *init = "pretrained", *schedule = "linear", *overlong = "drop";
-static const char *device_name = "auto", *dtype_name = "auto";
+static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw";
 static bool resume, rag = true, rslora, recompute, deterministic;
 static int64_t lora_r = 16, batch = 2, accumulation = 4, warmup_steps = 1200, epochs = 1, max_steps, max_tokens = 16384,
                save_steps = 300, keep_checkpoints = 3, logging_steps = 1, eval_steps, seed = 3407;
@@ -31,6 +31,7 @@ static struct opt options[] = {
     {.name = "lora.alpha", .type = OPT_REAL, .value = &lora_alpha, .arg = "X", .help = "the adapter counts alpha / r", .min = 1e-6, .max = 1e6},
     {.name = "lora.rslora", .type = OPT_FLAG, .value = &rslora, .help = "alpha / sqrt(r) instead"},
     {.name = "lora.target", .type = OPT_LIST, .value = &targets, .arg = "NAME", .help = "q_proj, ... (default: all seven projections)"},
+    {.name = "optimizer", .type = OPT_STR, .value = &optimizer, .choices = "adamw|adamw8bit", .help = "adamw8bit: state in 8 bits, as bitsandbytes"},
     {.name = "lr", .type = OPT_REAL, .value = &lr, .arg = "X", .help = "learning rate", .min = 0, .max = 10},
     {.name = "schedule", .type = OPT_STR, .value = &schedule, .choices = "linear|cosine|constant", .help = "of the learning rate"},
     {.name = "warmup-steps", .type = OPT_INT, .value = &warmup_steps, .arg = "N", .help = "steps from 0 to lr", .min = 0, .max = 1e9},
@@ -333,7 +334,7 @@ static int train_step(struct trainer *tr)
         n_cover += v[i].n - v[i].response;
         n_tokens += v[i].n;
     }
-    int rc = model_zero_grad(tr->m);
+    int rc = adamw_zero_grad(tr->opt);
     for (size_t i = 0; i < n && rc == ERR_OK; i += (size_t)batch) {
         size_t k = n - i < (size_t)batch ? n - i : (size_t)batch, covered;
         double loss;
@@ -348,15 +349,15 @@ static int train_step(struct trainer *tr)
         total += loss;
     }
     free(v);
-    if (rc < 0 || (rc = adamw_clip(tr->opt, max_grad_norm, &norm)) < 0)
+    if (rc < 0)
         return rc;
-    if (!isfinite(norm))
-        return err_set(ERR_FORMAT, "step %lld: the gradient is not finite; lower the learning rate", (long long)tr->step + 1);
     int64_t warm = warmup_ratio > 0 ? (int64_t)ceil(warmup_ratio * (double)tr->steps) : warmup_steps;
     enum schedule s = !strcmp(schedule, "linear") ? SCHEDULE_LINEAR : !strcmp(schedule, "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
     double rate = lr * schedule_factor(s, tr->step, warm, tr->steps), loss = total / (double)n_cover;
-    if ((rc = adamw_step(tr->opt, rate)) < 0)
+    if ((rc = adamw_step(tr->opt, rate, max_grad_norm)) < 0 || (rc = adamw_norm(tr->opt, &norm)) < 0)
         return rc;
+    if (!isfinite(norm))
+        return err_set(ERR_FORMAT, "step %lld: the gradient is not finite; lower the learning rate", (long long)tr->step + 1);
     if (tr->step > 20 && loss > 3 * tr->loss_average + 1)
         log_warn("step %lld: loss %.3f after an average of %.3f, among the records from %s on", (long long)tr->step + 1, loss,
                  tr->loss_average, tr->train.id[tr->order[from]]);
@@ -458,7 +459,7 @@ static int make_model(struct trainer *tr)
     else if ((rc = choose_targets(&tr->lora)) == ERR_OK)
         rc = lora_attach(tr->m, &tr->lora, (uint64_t)seed);
     if (rc == ERR_OK)
-        rc = adamw_new(tr->m, beta1, beta2, eps, weight_decay, &tr->opt);
+        rc = adamw_new(tr->m, &(struct adamw_config){beta1, beta2, eps, weight_decay, !strcmp(optimizer, "adamw8bit")}, &tr->opt);
     if (rc == ERR_OK)
         log_note("%lld trained parameters, %s on %s", (long long)model_n_trained(tr->m), dtype == TH_F32 ? "float32" : "bfloat16",
                  device == TH_CUDA ? "CUDA" : "the CPU");
