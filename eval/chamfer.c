@@ -135,6 +135,7 @@ struct source {
 struct pair {
     size_t truth, pred; /* sources, or SIZE_MAX: unmatched */
     const char *name;
+    bool stands; /* an earlier start of this run scored it */
 };
 
 struct scoring {
@@ -205,7 +206,7 @@ static int make_pairs(struct scoring *s, const char *truth, const char *pred)
     for (size_t i = 0; i < n_p; i++) {
         size_t t = one_truth ? 0 : find_partner(&s->truth_files, s->pred_files.v[i].rel);
         s->source[n_t + i].path = s->pred_files.v[i].path;
-        s->pair[s->n_pairs++] = (struct pair){t, n_t + i, s->pred_files.v[i].path};
+        s->pair[s->n_pairs++] = (struct pair){.truth = t, .pred = n_t + i, .name = s->pred_files.v[i].path};
         if (t == SIZE_MAX)
             continue;
         used[t] = true;
@@ -214,7 +215,7 @@ static int make_pairs(struct scoring *s, const char *truth, const char *pred)
     }
     for (size_t i = 0; i < n_t; i++)
         if (!used[i])
-            s->pair[s->n_pairs++] = (struct pair){i, SIZE_MAX, s->truth_files.v[i].path};
+            s->pair[s->n_pairs++] = (struct pair){.truth = i, .pred = SIZE_MAX, .name = s->truth_files.v[i].path};
     free(used);
     return ERR_OK;
 }
@@ -265,7 +266,7 @@ static void *score_pair(void *ctx, size_t i, int worker, int *code)
     const struct pair *p = &s->pair[s->first + i];
     struct chamfer_score *out = xcalloc(1, sizeof *out);
     *code = ERR_OK;
-    if (!matched(p) || s->source[p->truth].failure || s->source[p->pred].failure)
+    if (!matched(p) || p->stands || s->source[p->truth].failure || s->source[p->pred].failure)
         return out;
     struct chamfer_opts o = s->opts;
     if (o.reference && seed >= 0)
@@ -282,6 +283,13 @@ static int pair_done(void *ctx, const struct pool_item *it)
     struct scoring *s = ctx;
     struct pair *p = &s->pair[s->first + it->index];
     struct chamfer_score *r = it->result;
+    if (p->stands) {
+        free(r);
+        let_go(&s->source[p->truth]);
+        let_go(&s->source[p->pred]);
+        progress_add(1, 0);
+        return ERR_OK;
+    }
     struct source *g = p->truth == SIZE_MAX ? NULL : &s->source[p->truth], *q = p->pred == SIZE_MAX ? NULL : &s->source[p->pred];
     const char *status = "ok", *reason = NULL;
     bool both = g && q;
@@ -316,8 +324,10 @@ static int pair_done(void *ctx, const struct pool_item *it)
         tool_print(s->tool, "%s: scd %.6g, two-sided %.6g\n", p->name, r->scd, r->scd_two_sided);
     }
     char *why = reason ? xasprintf("%s: %s", status, reason) : NULL;
+    char *input = both ? xasprintf("%s\n%s", g->path, q->path) : NULL;
     int rc = tool_item(s->tool, &(struct run_item){.item = p->name, .state = !reason ? "done" : both ? "failed" : "skipped", .reason = why,
-                                                   .seconds = it->seconds, .input = p->name, .result = line.s});
+                                                   .seconds = it->seconds, .input = input, .result = line.s});
+    free(input);
     if (why && !both)
         log_warn("%s: %s", p->name, why);
     free(why);
@@ -331,10 +341,29 @@ static int pair_done(void *ctx, const struct pool_item *it)
     return rc;
 }
 
+/* What an earlier start of this run found stands, and counts. */
+static bool pair_stands(struct scoring *s, const struct pair *p)
+{
+    char *input = xasprintf("%s\n%s", s->source[p->truth].path, s->source[p->pred].path);
+    json_t *was = tool_item_earlier(s->tool, p->name, input, NULL);
+    free(input);
+    if (!was)
+        return false;
+    const json_t *shape = json_object_get(was, "shape_scd_two_sided");
+    s->scd[s->n_ok] = json_number_value(json_object_get(was, "scd"));
+    s->scd2[s->n_ok] = json_number_value(json_object_get(was, "scd_two_sided"));
+    s->shape2[s->n_ok++] = json_number_value(shape ? shape : json_object_get(was, "scd_two_sided"));
+    json_decref(was);
+    return true;
+}
+
 static int run_batch(struct scoring *s, size_t n)
 {
     s->n_load = 0;
     for (size_t i = s->first; i < s->first + n; i++) {
+        s->pair[i].stands = matched(&s->pair[i]) && pair_stands(s, &s->pair[i]);
+        if (s->pair[i].stands)
+            continue;
         size_t of[2] = {s->pair[i].truth, s->pair[i].pred};
         for (int k = 0; k < 2 && matched(&s->pair[i]); k++) {
             bool have = s->source[of[k]].loaded;

@@ -103,6 +103,20 @@ static int score_done(void *ctx, const struct pool_item *it)
     return rc;
 }
 
+/* What an earlier start of this run found stands, and counts. */
+static bool score_stands(void *ctx, size_t i)
+{
+    struct scoring *s = ctx;
+    const char *path = s->files.v[i].path;
+    json_t *was = tool_item_earlier(s->tool, path, path, NULL);
+    if (!was)
+        return false;
+    s->total++;
+    s->complete += json_is_true(json_object_get(was, "complete"));
+    json_decref(was);
+    return true;
+}
+
 /* Appends "LABEL,CR", ahead of it the header if the file is new. */
 static int append_csv(const char *label, double ratio)
 {
@@ -165,7 +179,7 @@ int main(int argc, char **argv)
     if (rc == ERR_OK)
         rc = gather(&s);
     struct pool_job job = {.n = s.files.n, .threads = t.threads, .what = "checking", .unit = "files", .work = score_one,
-                           .done = score_done, .ctx = &s};
+                           .done = score_done, .skip = score_stands, .ctx = &s};
     if (rc == ERR_OK)
         rc = pool_run(&job);
     if (rc == ERR_OK) {

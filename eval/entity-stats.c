@@ -130,6 +130,19 @@ static int count_done(void *ctx, const struct pool_item *it)
     return rc;
 }
 
+/* What an earlier start of this run counted stands. */
+static bool count_stands(void *ctx, size_t i)
+{
+    struct stats *s = ctx;
+    const char *path = s->files.v[i].path;
+    json_t *was = tool_item_earlier(s->tool, path, path, NULL);
+    if (!was)
+        return false;
+    s->count[i] = (double)json_integer_value(json_object_get(was, "entities"));
+    json_decref(was);
+    return true;
+}
+
 /* ---- the report ---- */
 
 static const struct {
@@ -267,7 +280,7 @@ int main(int argc, char **argv)
         rc = gather(&s);
     s.count = xcalloc(s.files.n + 1, sizeof *s.count);
     struct pool_job job = {.n = s.files.n, .threads = t.threads, .what = "counting", .unit = "files", .work = count_one,
-                           .done = count_done, .ctx = &s};
+                           .done = count_done, .skip = count_stands, .ctx = &s};
     if (rc == ERR_OK)
         rc = pool_run(&job);
     if (rc == ERR_OK)

@@ -55,14 +55,20 @@ static int record(struct tool *t, const char *path, const struct reward_score *s
     }
     jw_end(&j);
     tool_print(t, "%s: %.6f%s%s\n", path, s->reward, reason ? "  " : "", reason ? reason : "");
-    int rc = tool_item(t, &(struct run_item){.item = path, .state = "done", .reason = reason, .seconds = seconds, .input = path, .result = line.s});
+    char *input = xasprintf("%s\n%s", truth, path);
+    int rc = tool_item(t, &(struct run_item){.item = path, .state = "done", .reason = reason, .seconds = seconds, .input = input, .result = line.s});
+    free(input);
     buf_release(&line);
     return rc;
 }
 
+enum { BATCH = 64 }; /* recorded together: what a kill may cost */
+
 static int score(struct tool *t, struct reward *r)
 {
     struct file_list l = {0};
+    size_t *left = NULL, n_left = 0, failed = 0;
+    double sum = 0, seconds = 0;
     struct reward_item *items = NULL;
     struct reward_score *out = NULL;
     int rc = path_is_dir(truth) || !path_exists(truth) ? err_set(ERR_IO, "%s: no such file", truth) : score_files(&l, candidates);
@@ -72,21 +78,39 @@ static int score(struct tool *t, struct reward *r)
         goto done;
     items = xcalloc(l.n, sizeof *items);
     out = xcalloc(l.n, sizeof *out);
-    for (size_t i = 0; i < l.n; i++)
-        items[i] = (struct reward_item){.truth = truth, .name = l.v[i].path};
-    double start = now_s();
-    rc = reward_batch(r, items, l.n, out);
-    double seconds = (now_s() - start) / (double)l.n, sum = 0;
-    size_t failed = 0;
-    if (rc == ERR_OK && out[0].status == REWARD_TRUTH_FAILED)
-        rc = err_set(ERR_FORMAT, "%s: the true part cannot be used: %s", truth, out[0].reason);
-    for (size_t i = 0; i < l.n && rc == ERR_OK; i++) {
-        sum += out[i].reward;
-        failed += out[i].status != REWARD_OK;
-        rc = record(t, l.v[i].path, &out[i], seconds);
+    left = xcalloc(l.n, sizeof *left);
+    for (size_t i = 0; i < l.n; i++) {
+        char *input = xasprintf("%s\n%s", truth, l.v[i].path);
+        json_t *was = tool_item_earlier(t, l.v[i].path, input, NULL);
+        free(input);
+        if (!was) {
+            items[n_left] = (struct reward_item){.truth = truth, .name = l.v[i].path};
+            left[n_left++] = i;
+            continue;
+        }
+        out[i].reward = json_number_value(json_object_get(was, "reward"));
+        failed += strcmp(json_string_value(json_object_get(was, "status")), "ok") != 0;
+        json_decref(was);
+    }
+    for (size_t at = 0; at < n_left && rc == ERR_OK; at += BATCH) {
+        size_t n = n_left - at < BATCH ? n_left - at : BATCH;
+        struct reward_score batch[BATCH];
+        double start = now_s();
+        rc = reward_batch(r, items + at, n, batch);
+        double took = now_s() - start;
+        seconds += took;
+        if (rc == ERR_OK && batch[0].status == REWARD_TRUTH_FAILED)
+            rc = err_set(ERR_FORMAT, "%s: the true part cannot be used: %s", truth, batch[0].reason);
+        for (size_t i = 0; i < n && rc == ERR_OK; i++) {
+            out[left[at + i]] = batch[i];
+            failed += batch[i].status != REWARD_OK;
+            rc = record(t, l.v[left[at + i]].path, &batch[i], took / (double)n);
+        }
     }
     if (rc < 0)
         goto done;
+    for (size_t i = 0; i < l.n; i++)
+        sum += out[i].reward;
     struct buf line = BUF_INIT;
     struct jw j = JW_INIT(&line);
     jw_object(&j);
@@ -94,7 +118,7 @@ static int score(struct tool *t, struct reward *r)
     jw_kv_int(&j, "n_total", (int64_t)l.n);
     jw_kv_int(&j, "n_pred_failed", (int64_t)failed);
     jw_kv_real(&j, "mean_reward", sum / (double)l.n);
-    jw_kv_real(&j, "candidates_per_second", 1 / seconds);
+    jw_kv_real(&j, "candidates_per_second", n_left ? (double)n_left / seconds : NAN);
     jw_end(&j);
     tool_json_line(t, line.s);
     buf_release(&line);
@@ -106,6 +130,7 @@ static int score(struct tool *t, struct reward *r)
         rc = tool_metric(t, 0, "n_pred_failed", (double)failed);
 done:
     free(items);
+    free(left);
     free(out);
     file_list_release(&l);
     return rc;

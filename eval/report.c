@@ -54,6 +54,7 @@ static const struct tool_spec spec = {
                "  report --format latex --table scores --label 'SFT with RAG' --label Text2CAD\n"
                "  report --curve 12 --out curve.svg\n",
     .options = options,
+    .flags = TOOL_READS,
 };
 
 /* A file of the source tree, with a NUL behind it, in the program. */

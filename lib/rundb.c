@@ -383,6 +383,30 @@ int rundb_finish(struct rundb *db, const char *state, int exit_code, const char 
     return rc;
 }
 
+/* Size and time of an item's input, or of all that it names, added up. */
+static bool input_stamp(const char *paths, uint64_t *size, int64_t *mtime)
+{
+    bool ok = true;
+    *size = 0;
+    *mtime = 0;
+    for (const char *p = paths; ok;) {
+        size_t n = strcspn(p, "\n");
+        char *path = xstrndup(p, n);
+        uint64_t one;
+        int64_t when;
+        ok = file_stamp(path, &one, &when) == ERR_OK;
+        free(path);
+        if (ok) {
+            *size += one;
+            *mtime = (int64_t)((uint64_t)*mtime + (uint64_t)when);
+        }
+        if (!p[n])
+            break;
+        p += n + 1;
+    }
+    return ok;
+}
+
 int rundb_item(struct rundb *db, const struct run_item *it)
 {
     struct pending p = {.stmt = PUT_ITEM, .n = 11};
@@ -394,7 +418,7 @@ int rundb_item(struct rundb *db, const struct run_item *it)
     p.v[3] = vtext(it->reason);
     p.v[4] = vreal(it->seconds);
     p.v[5] = vint(db->attempt);
-    if (it->input && file_stamp(it->input, &size, &mtime) == ERR_OK) {
+    if (it->input && input_stamp(it->input, &size, &mtime)) {
         p.v[6] = vint((int64_t)size);
         p.v[7] = vint(mtime);
     }
@@ -429,7 +453,7 @@ bool rundb_item_current(struct rundb *db, const char *item, const char *input, c
         return false;
     bool ok = !strcmp((const char *)sqlite3_column_text(s, 0), "done");
     if (ok && input)
-        ok = file_stamp(input, &size, &mtime) == ERR_OK && sqlite3_column_type(s, 1) == SQLITE_INTEGER &&
+        ok = input_stamp(input, &size, &mtime) && sqlite3_column_type(s, 1) == SQLITE_INTEGER &&
              (int64_t)size == sqlite3_column_int64(s, 1) && mtime == sqlite3_column_int64(s, 2);
     if (ok && output)
         ok = file_stamp(output, &size, &mtime) == ERR_OK && sqlite3_column_type(s, 3) == SQLITE_INTEGER &&

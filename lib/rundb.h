@@ -58,7 +58,8 @@ struct run_item {
     const char *state;  /* "done", "failed" or "skipped" */
     const char *reason; /* why it failed or was skipped, a short word first; NULL if none */
     double seconds;
-    const char *input;  /* path whose size and time are recorded, to notice changes; or NULL */
+    const char *input;  /* path whose size and time are recorded, to notice changes; or NULL.  Several
+                           paths, a line each: their sizes and times added up */
     const char *output; /* path whose size is recorded; or NULL */
     const char *result; /* one JSON object, the tool's --json line; or NULL */
 };

@@ -161,6 +161,7 @@ void tool_start(struct tool *t, const struct tool_spec *spec, int argc, char **a
 
 int tool_begin(struct tool *t)
 {
+    t->begun = true;
     if (!strcmp(t->db_path, "none"))
         return ERR_OK;
     int rc = rundb_open(t->db_path, &t->db);
@@ -233,6 +234,22 @@ bool tool_item_current(struct tool *t, const char *item, const char *input, cons
     return true;
 }
 
+json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output)
+{
+    char *state, *result;
+    json_t *j = NULL;
+    if (!t->db || !t->resumed || force || !rundb_item_current(t->db, item, input, output))
+        return NULL;
+    rundb_item_get(t->db, item, &state, &result);
+    if (json_read_mem(item, result, strlen(result), &j) == ERR_OK) {
+        t->n_current++;
+        tool_json_line(t, result);
+    }
+    free(state);
+    free(result);
+    return j;
+}
+
 void tool_json_line(struct tool *t, const char *line)
 {
     if (t->json)
@@ -267,6 +284,8 @@ int tool_finish(struct tool *t, int rc)
 {
     int code = rc == ERR_OK ? (t->n_failed ? TOOL_SOME_FAILED : TOOL_OK) : rc == ERR_USAGE ? TOOL_USAGE : TOOL_INPUT;
     char *error = rc < 0 ? xstrdup(err_text()) : NULL;
+    if (!t->begun && rc < 0 && rc != ERR_USAGE && rc != ERR_CANCELLED && !(t->spec->flags & TOOL_READS))
+        tool_begin(t); /* so that --status tells of it; if that fails too, the first error is the one to show */
     if (t->db) {
         const char *state = rc == ERR_OK ? "done" : rc == ERR_CANCELLED ? "cancelled" : "failed";
         char some[64] = "";

@@ -37,6 +37,7 @@ enum {
     TOOL_KEEP_DONE = 1, /* makes files: a finished run of the same command is taken up again and
                            what is current is not redone (see rundb.h) */
     TOOL_SHARDS = 2,    /* has --shard i/n */
+    TOOL_READS = 4,     /* only looks at the database: records nothing, failures neither */
 };
 
 struct tool_spec {
@@ -60,7 +61,7 @@ struct tool {
     const char *db_path;   /* "none": nothing is recorded */
     /* state */
     struct rundb *db;      /* NULL when not recorded */
-    bool resumed;
+    bool begun, resumed;
     size_t n_done, n_failed, n_skipped, n_current;
     double started;
 };
@@ -78,6 +79,8 @@ int tool_item(struct tool *t, const struct run_item *item);
 /* True if the item was done by an earlier start of this run and still stands; then
  * it is counted, and its recorded result printed again under --json. */
 bool tool_item_current(struct tool *t, const char *item, const char *input, const char *output);
+/* Likewise, with the recorded result, for the caller's totals (json_decref() it); NULL: it is to be worked on. */
+json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output);
 
 /* One JSON line on stdout under --json (a summary line, say). */
 void tool_json_line(struct tool *t, const char *json);
@@ -88,7 +91,8 @@ int tool_metric(struct tool *t, int64_t step, const char *name, double value);
 int tool_artifact(struct tool *t, const char *path, const char *kind);
 
 /* Records the run's end and returns the exit code for rc (prints err_text() for
- * negative codes). */
+ * negative codes).  A run that failed before tool_begin() is recorded, too, unless
+ * its command line was wrong. */
 int tool_finish(struct tool *t, int rc);
 
 /* ---- tools that turn one file into another ----

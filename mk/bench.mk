@@ -1,6 +1,15 @@
 # Benchmarks.  ORIGINAL= a checkout of the original, to time it beside ours; STEPS= files to work on.
-.PHONY: bench bench-prep
+.PHONY: bench bench-step bench-prep
 STEPS ?= datasets/sample/steps
-bench: bench-prep
+bench: bench-step bench-prep
 bench-prep: all
 	@ORIGINAL='$(ORIGINAL)' B=$(B) PYTHON=$(PYTHON) scripts/bench-prep.sh $(STEPS)
+
+# The Part 21 reader alone, one core.
+$(B)/tests/bench-step: $(O)/tests/bench/bench_step.o $(B)/lib/libcore.a
+	$(call say,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(BASE_LIBS)
+bench-step: $(B)/tests/bench-step
+	@$< $(STEPS)
+-include $(O)/tests/bench/bench_step.d

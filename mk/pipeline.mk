@@ -33,6 +33,9 @@ Building and checking
   make info                       what was found, what is missing, how to point at it
   make test                       set up, build, run all tests        (TESTS="test_json t10-step-tools" some)
   make sanitize                   the same under AddressSanitizer and UndefinedBehaviorSanitizer
+  make torture                    every tool killed again and again on its way   (KILLS=25 SEED=1)
+  make fuzz                       random and damaged STEP text, under sanitizers  (FUZZ_SECONDS=60)
+  make test-tokenizer             token ids against Hugging Face's library        (REFPYTHON=..)
   make test-gpu                   what needs a GPU
   make bench                      speeds, beside the original's where ORIGINAL=DIR holds it
   make format, make lint, make clean

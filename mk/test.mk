@@ -10,6 +10,12 @@ test:
 test-only: all $(UNIT_BIN)
 	@tests/run.sh $(B) $(TESTS)
 
+# The test of killed tools at length: every tool, KILLS times, at other moments each time (SEED= repeats them).
+.PHONY: torture
+KILLS ?= 25
+torture: all
+	@BIN=$(B)/bin KILLS=$(KILLS) bash tests/e2e/t05-kill.sh
+
 # AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize:
 	@$(MAKE) --no-print-directory CONFIG=sanitize all-sanitize

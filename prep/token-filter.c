@@ -33,6 +33,7 @@ static const struct tool_spec spec = {
 struct record {
     uint64_t offset;
     int64_t tokens; /* -1: not counted yet */
+    bool known;     /* counted by an earlier start */
 };
 
 struct filter {
@@ -62,13 +63,14 @@ static int scan(struct filter *f)
     progress_start("reading records", pairs_size(f->reader), "B");
     while ((rc = pairs_next(f->reader, &p)) > 0) {
         ARRAY_GROW(f->v, f->cap, f->n + 1);
-        f->v[f->n] = (struct record){p.offset, -1};
+        f->v[f->n] = (struct record){.offset = p.offset, .tokens = -1};
         if (f->tool->resumed && !f->tool->force && f->tool->db) {
             char *item = item_name(p.index, &p), *state = NULL, *result = NULL;
             if (rundb_item_current(f->tool->db, item, in, NULL) &&
                 rundb_item_get(f->tool->db, item, &state, &result) == ERR_OK) {
                 json_t *j = json_loads(result, 0, NULL);
-                if (json_is_integer(json_object_get(j, "tokens")))
+                f->v[f->n].known = json_is_integer(json_object_get(j, "tokens"));
+                if (f->v[f->n].known)
                     f->v[f->n].tokens = json_integer_value(json_object_get(j, "tokens"));
                 json_decref(j);
             }
@@ -138,7 +140,13 @@ static int decide(void *ctx, const struct pool_item *item)
             log_note("%s: %s", p.id_original, reason);
         }
     }
-    rc = tool_item(f->tool, &row);
+    if (f->v[item->index].known) { /* recorded by an earlier start */
+        f->tool->n_current++;
+        tool_json_line(f->tool, b.s);
+        rc = ERR_OK;
+    } else {
+        rc = tool_item(f->tool, &row);
+    }
     if (keep) {
         f->kept++;
         f->kept_tokens += tokens;

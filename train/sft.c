@@ -67,6 +67,7 @@ static const struct tool_spec spec = {
                "OUT/checkpoint-STEP/ on the way.  --json prints a line a logged step.\n\n"
                "  sft --config configs/qwen.conf --model models/Qwen2.5-3B --data datasets/work/abc --out runs/qwen\n",
     .options = options,
+    .flags = TOOL_KEEP_DONE,
 };
 
 struct trainer {
@@ -509,6 +510,8 @@ int main(int argc, char **argv)
     }
     if (rc == ERR_OK && n_checkpoints)
         rc = load_checkpoint(&tr, steps[n_checkpoints - 1]);
+    else if (rc == ERR_OK && t.db)
+        rc = rundb_metrics_cut(t.db, 0); /* the curve of an earlier start is not this one's */
     if (rc == ERR_OK)
         rc = train_all(&tr);
     int code = tool_finish(&t, rc);
