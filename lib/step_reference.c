@@ -171,14 +171,15 @@ static const char *ascii_number(const char *p, const char *end, struct buf *out)
     return p;
 }
 
-/* The number at p: where it ends (p itself if there is none).  What has over 18 digits
- * counts as one and the same. */
+/* The number at p: where it ends (p itself if there is none).  The original's have no limit: beyond 18
+ * digits, v is the first 18 mixed with the others, above all smaller numbers. */
 static const char *number(const char *p, const char *end, uint64_t *v)
 {
     int len;
     *v = 0;
     while ((len = digit_at(p, end))) {
-        *v = *v >= 1000000000000000000u ? UINT64_MAX : *v * 10 + (uint64_t)digit_value(p, len);
+        uint64_t digit = (uint64_t)digit_value(p, len);
+        *v = *v < 100000000000000000u ? *v * 10 + digit : (*v * 0x9e3779b97f4a7c15u + digit) | (uint64_t)1 << 63;
         p += len;
     }
     return p;
@@ -217,12 +218,16 @@ static int decode(const char **text, size_t *n, enum bad_bytes bad, bool newline
     if (!valid && bad == FAIL)
         return ERR_FORMAT;
     buf_grow(store, *n + *n / 8);
+    bool after_cr = false; /* also when dropped bytes stand between CR and LF */
     for (p = s; p < end;) {
         int len = utf8_length(p, end);
-        if (*p == '\r' && newlines) {
-            buf_putc(store, '\n');
-            p += p + 1 < end && p[1] == '\n' ? 2 : 1;
-        } else if (valid || len == 1 || (bad == DROP && len > 0)) {
+        if (newlines && (*p == '\r' || (*p == '\n' && after_cr))) {
+            if ((after_cr = *p++ == '\r'))
+                buf_putc(store, '\n');
+            continue;
+        }
+        after_cr &= len <= 0 && bad == DROP;
+        if (valid || len == 1 || (bad == DROP && len > 0)) {
             buf_add(store, p, (size_t)len);
             p += len;
         } else if (bad == DROP) {
@@ -661,7 +666,7 @@ static void put_entity(struct doc *d, struct entity *e)
 }
 
 /* Likewise, with each token of a replaced colour turned into the unified one. */
-static void put_recoloured(struct doc *d, struct entity *e, uint64_t unified)
+static void put_recoloured(struct doc *d, struct entity *e, const struct buf *unified)
 {
     struct span s = e->simple.s ? e->simple : e->complex;
     const char *p = s.s, *end = p + s.n, *from = p;
@@ -671,7 +676,8 @@ static void put_recoloured(struct doc *d, struct entity *e, uint64_t unified)
         uint32_t *at = q > p + 1 && !word_at(q, end) ? map_at(&d->ids, id, false) : NULL;
         if (at && d->v[*at].replaced) {
             buf_add(&d->items, from, (size_t)(p - from));
-            buf_printf(&d->items, "#%llu", (unsigned long long)unified);
+            buf_putc(&d->items, '#');
+            buf_add(&d->items, unified->s, unified->n);
             from = q;
         }
         p = q;
@@ -688,13 +694,26 @@ static void put_order(struct doc *d)
             put_entity(d, &d->v[d->order[i]]);
 }
 
+/* The digits of a simple entity's number. */
+static void put_id(const struct entity *e, struct buf *out)
+{
+    const char *end = e->simple.s + e->simple.n;
+    for (const char *p = e->simple.s; p < end && (p = memchr(p, '#', (size_t)(end - p))); p++) {
+        uint64_t id;
+        if (definition(p, end, &id) && id == e->id) {
+            ascii_number(p + 1, end, out);
+            return;
+        }
+    }
+}
+
 #define NOTE(d, ...) (buf_printf(&(d)->items, __VA_ARGS__), end_item(d))
 
 static void put_presentation(struct doc *d, uint32_t root)
 {
     const struct entity *r = &d->v[root];
     size_t n_styled = 0, n_complex = 0, n_colours = 0;
-    uint64_t unified = 0;
+    struct buf unified = BUF_INIT; /* the number of the colour that stands for all */
     for (uint32_t k = 0; k < r->n_ref; k++) {
         const struct entity *c = &d->v[d->refs[r->ref + k]];
         n_styled += is_type(c, "STYLED_ITEM");
@@ -709,8 +728,8 @@ static void put_presentation(struct doc *d, uint32_t root)
         if (is_type(&d->v[d->order[i]], "COLOUR_RGB"))
             colours[n_colours++] = d->order[i];
     if (n_colours) {
-        unified = d->v[colours[0]].id;
-        NOTE(d, "#%llu=COLOUR_RGB( , 0.5, 0.5, 0.5 );", (unsigned long long)unified);
+        put_id(&d->v[colours[0]], &unified);
+        NOTE(d, "#%s=COLOUR_RGB( , 0.5, 0.5, 0.5 );", unified.s);
         d->v[colours[0]].printed = true;
         d->report->colours++;
         for (size_t i = 1; i < n_colours; i++)
@@ -726,7 +745,7 @@ static void put_presentation(struct doc *d, uint32_t root)
         for (size_t i = 0; i < d->n_order; i++) {
             struct entity *e = &d->v[d->order[i]];
             if (!e->printed && !e->replaced)
-                put_recoloured(d, e, unified);
+                put_recoloured(d, e, &unified);
         }
         NOTE(d, "/* END STYLED_ITEM %zu */", nth);
     }
@@ -746,34 +765,38 @@ static void put_presentation(struct doc *d, uint32_t root)
     }
     for (size_t i = 1; i < n_colours; i++)
         d->v[colours[i]].replaced = false;
+    buf_release(&unified);
     free(colours);
 }
 
-struct root {
-    uint64_t id;
-    uint32_t index;
-};
-
 static int by_id(const void *a, const void *b)
 {
-    const struct root *x = a, *y = b;
-    return (x->id > y->id) - (x->id < y->id);
+    const struct entity *x = *(const struct entity *const *)a, *y = *(const struct entity *const *)b;
+    if (!(x->id >> 63 && y->id >> 63))
+        return (x->id > y->id) - (x->id < y->id);
+    struct buf s = BUF_INIT, t = BUF_INIT; /* beyond 18 digits the text tells */
+    put_id(x, &s);
+    put_id(y, &t);
+    int c = s.n != t.n ? (s.n > t.n) - (s.n < t.n) : memcmp(s.s, t.s, s.n);
+    buf_release(&s);
+    buf_release(&t);
+    return c;
 }
 
 /* Roots of a type, ascending ids. */
 static size_t roots_of(const struct doc *d, const char *type, uint32_t *out)
 {
-    struct root *v = NULL;
+    const struct entity **v = NULL;
     size_t n = 0, cap = 0;
     for (size_t i = 0; i < d->n; i++)
         if (!d->v[i].named && is_type(&d->v[i], type)) {
             ARRAY_GROW(v, cap, n + 1);
-            v[n++] = (struct root){d->v[i].id, (uint32_t)i};
+            v[n++] = &d->v[i];
         }
     if (n)
         qsort(v, n, sizeof *v, by_id);
     for (size_t i = 0; i < n; i++)
-        out[i] = v[i].index;
+        out[i] = (uint32_t)(v[i] - d->v);
     free(v);
     return n;
 }

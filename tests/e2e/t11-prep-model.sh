@@ -1,0 +1,11 @@
+#!/bin/bash
+# The reference modes against an independent model of the original (tests/golden/prep/model.py) on made-up
+# and mutated files.  PREP_FILES=20000 PREP_SEED=2 for a longer look.
+set -u
+BIN=${BIN:-build/bin}
+SHARED=${SHARED:-../shared}
+cases=$SHARED/golden/prep/cases
+command -v python3 > /dev/null || { echo 'SKIP: no python3'; exit 77; }
+[ -d "$cases" ] || cases=
+python3 tests/golden/prep/compare.py "$BIN" "${PREP_FILES:-600}" "${PREP_SEED:-1}" $cases || { echo FAIL; exit 1; }
+echo ok
