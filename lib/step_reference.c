@@ -548,6 +548,11 @@ static bool is_type(const struct entity *e, const char *type)
     return e->simple.s && e->type.n == strlen(type) && !memcmp(e->type.s, type, e->type.n);
 }
 
+static bool is_face(const struct entity *e)
+{
+    return is_type(e, "ADVANCED_FACE") || is_type(e, "FACE_SURFACE") || is_type(e, "FACE");
+}
+
 /* ---- restructure: walks ---- */
 
 /* The original expands the whole tree under a root, 20 levels deep, and cuts where an
@@ -812,17 +817,19 @@ static bool is_presentation(const char *p, const char *end)
     return q && keyword(skip_space(q, end), end, &word) && word.n == sizeof mdgpr - 1 && !memcmp(word.s, mdgpr, word.n);
 }
 
-/* Copies s..end with the tokens "#n" that new_id has renumbered; prefix "ID_" or "". */
-static size_t put_renumbered(const char *s, const char *end, struct map *new_id, const char *prefix, struct buf *out)
+/* Copies s..end with the tokens "#n" that new_id has renumbered; prefix "ID_" or "".  Adds the tokens
+ * that it has not to *below if their number is one of 1..count, else to *above. */
+static void put_renumbered(const char *s, const char *end, struct map *new_id, const char *prefix, uint64_t count,
+                           size_t *below, size_t *above, struct buf *out)
 {
     const char *p = s, *from = s;
-    size_t unknown = 0;
     while (p < end && (p = memchr(p, '#', (size_t)(end - p)))) {
         uint64_t id;
         const char *q = number(p + 1, end, &id);
         if (q > p + 1 && !word_at(q, end)) {
             uint32_t *to = map_at(new_id, id, false);
-            unknown += !to;
+            if (!to)
+                ++*(id && id <= count ? below : above);
             if (to) {
                 buf_add(out, from, (size_t)(p - from));
                 buf_putc(out, '#');
@@ -834,7 +841,17 @@ static size_t put_renumbered(const char *s, const char *end, struct map *new_id,
         p = q;
     }
     buf_add(out, from, (size_t)(end - from));
-    return unknown;
+}
+
+/* Placeholders of a presentation item that its key lines, 1..n_keys, will not resolve: those of higher
+ * numbers, and all behind the item's first line. */
+static size_t unresolved(const char *s, const char *end, size_t n_keys)
+{
+    size_t n = 0;
+    const char *line = memchr(s, '\n', (size_t)(end - s));
+    for (const char *p = s; p < end && (p = memmem(p, (size_t)(end - p), "#ID_", 4)); p += 4)
+        n += (line && p > line) || strtoull(p + 4, NULL, 10) > n_keys;
+    return n;
 }
 
 /* References of a presentation root that were printed, in their order: key k is [k - 1]. */
@@ -854,6 +871,8 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
         uint32_t *to = map_at(&new_id, id, true);
         if (*to == UINT32_MAX)
             *to = ++count;
+        else
+            d->report->duplicates++;
     }
     struct keys *lists = xcalloc(n_presentations + 1, sizeof *lists);
     for (size_t i = 0; i < n_presentations; i++) {
@@ -867,10 +886,13 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
     }
     struct buf line = BUF_INIT, keyed = BUF_INIT;
     size_t substituted = 0, current = 0; /* presentation items seen, in either sense */
+    size_t root_at = 0, root_end = 0, ignored = 0; /* of the last one with placeholders, in out */
+    struct keys *root_list = NULL;
+    struct step_reference_report *report = d->report;
     for (size_t i = 0, at = 0; i < d->n_items; at = d->item[i++]) {
         const char *s = d->items.s + at, *end = d->items.s + d->item[i];
         buf_clear(&line);
-        d->report->dangling += put_renumbered(s, end, &new_id, "", &line);
+        put_renumbered(s, end, &new_id, "", count, &report->aliased, &report->dangling, &line);
         const struct buf *item = &line;
         if (is_presentation(line.s, line.s + line.n)) {
             if (substituted < n_presentations && lists[substituted].n) {
@@ -878,9 +900,14 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
                 for (size_t k = 0; k < lists[substituted].n; k++)
                     *map_at(&key_of, lists[substituted].id[k], true) = (uint32_t)k + 1;
                 buf_clear(&keyed);
-                put_renumbered(line.s, line.s + line.n, &key_of, "ID_", &keyed);
+                put_renumbered(line.s, line.s + line.n, &key_of, "ID_", 0, &ignored, &ignored, &keyed);
                 free(key_of.v);
                 item = &keyed;
+                if (root_list)
+                    report->unresolved += unresolved(out->s + root_at, out->s + root_end, root_list->next);
+                root_list = &lists[substituted];
+                root_at = out->n;
+                root_end = out->n + keyed.n;
             }
             substituted++;
             current += is_presentation(item->s, item->s + item->n);
@@ -896,6 +923,8 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
             }
         }
     }
+    if (root_list)
+        report->unresolved += unresolved(out->s + root_at, out->s + root_end, root_list->next);
     for (size_t i = 0; i < n_presentations; i++)
         free(lists[i].id);
     free(lists);
@@ -964,8 +993,10 @@ int step_reference_restructure(const char *name, const char *text, size_t n, str
     buf_puts(out, "ENDSEC;\nEND-ISO-10303-21;\n");
 
     size_t printed = 0;
-    for (size_t i = 0; i < d.n; i++)
+    for (size_t i = 0; i < d.n; i++) {
         printed += d.v[i].printed;
+        report->faces += !d.v[i].printed && is_face(&d.v[i]);
+    }
     report->dropped = report->statements - printed;
     free(roots);
     free(presentations);

@@ -24,8 +24,13 @@ void step_reference_round(const char *text, size_t n, int decimals, struct buf *
 struct step_reference_report {
     size_t statements;  /* "#n = ...;" candidates of the first data section */
     size_t dropped;     /* of these, not in the output */
-    size_t dangling;    /* references left with a number of the input */
+    size_t faces;       /* dropped ones that are faces: ADVANCED_FACE, FACE_SURFACE, ... */
+    /* References left with a number of the input, since what they name was dropped: */
+    size_t dangling;    /* nothing in the output has that number */
+    size_t aliased;     /* another instance has it now */
     size_t colours;     /* COLOUR_RGB( , ...) written: not Part 21 */
+    size_t duplicates;  /* numbers given to more than one line */
+    size_t unresolved;  /* #ID_k that step_reference_restore() will not resolve */
 };
 /* ERR_FORMAT: no "DATA;" ... "ENDSEC;". */
 int step_reference_restructure(const char *name, const char *text, size_t n, struct buf *out,

@@ -7,7 +7,7 @@ test:
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory test-only
 
-test-only: all $(UNIT_BIN)
+test-only: all $(UNIT_BIN) $(TEST_PROGRAMS)
 	@tests/run.sh $(B) $(TESTS)
 
 # The test of killed tools at length: every tool, KILLS times, at other moments each time (SEED= repeats them).

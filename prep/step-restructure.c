@@ -57,6 +57,27 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     return ERR_OK;
 }
 
+/* What the original's output lacks or gets wrong, in one line; nothing if all is well. */
+static void warn_of_losses(const char *path, const struct step_reference_report *r)
+{
+    struct buf b = BUF_INIT;
+    if (r->dropped)
+        buf_printf(&b, "; of %zu instances %zu are lost", r->statements, r->dropped);
+    if (r->faces)
+        buf_printf(&b, ", %zu faces among them: the geometry is not whole", r->faces);
+    if (r->aliased)
+        buf_printf(&b, "; %zu references name another instance than they did", r->aliased);
+    if (r->dangling)
+        buf_printf(&b, "; %zu references name nothing", r->dangling);
+    if (r->colours + r->duplicates)
+        buf_printf(&b, "; not Part 21: %zu colours without a name, %zu numbers given twice", r->colours, r->duplicates);
+    if (r->unresolved)
+        buf_printf(&b, "; %zu placeholders will not be resolved", r->unresolved);
+    if (b.n)
+        log_warn("%s: %s", path, b.s + 2);
+    buf_release(&b);
+}
+
 static int convert_reference(void *ctx, int worker, const char *path, const struct file_map *in, struct buf *text,
                              struct buf *note)
 {
@@ -65,15 +86,17 @@ static int convert_reference(void *ctx, int worker, const char *path, const stru
     int rc = step_reference_restructure(path, in->data, in->size, text, &r);
     if (rc < 0)
         return rc;
-    if (r.dropped || r.dangling || r.colours)
-        log_warn("%s: of %zu instances %zu are lost; %zu references keep a number of the input; %zu colours are no Part 21",
-                 path, r.statements, r.dropped, r.dangling, r.colours);
+    warn_of_losses(path, &r);
     struct jw j = JW_INIT(note);
     jw_object(&j);
     jw_kv_int(&j, "entities", (int64_t)r.statements);
     jw_kv_int(&j, "dropped", (int64_t)r.dropped);
+    jw_kv_int(&j, "faces_dropped", (int64_t)r.faces);
     jw_kv_int(&j, "dangling", (int64_t)r.dangling);
+    jw_kv_int(&j, "aliased", (int64_t)r.aliased);
     jw_kv_int(&j, "colours", (int64_t)r.colours);
+    jw_kv_int(&j, "duplicates", (int64_t)r.duplicates);
+    jw_kv_int(&j, "unresolved", (int64_t)r.unresolved);
     jw_end(&j);
     return ERR_OK;
 }
