@@ -265,6 +265,7 @@ int adamw_new(struct model *m, const struct adamw_config *c, struct adamw **out)
     int rc = o->n ? ERR_OK : err_set(ERR_USAGE, "no parameter is trained");
     if (rc == ERR_OK && c->bits8 && m->device == TH_CUDA && !kernel("k_adamw"))
         rc = err_wrap("8-bit AdamW");
+    model_train_reset(m); /* it knows where the weights were */
     if (rc == ERR_OK)
         rc = make_arrays(o);
     for (int bits8 = 0; bits8 < 2 && rc == ERR_OK; bits8++)

@@ -150,23 +150,21 @@ static int make_layer(struct model *m, int64_t i)
     const int64_t shape[LORA_TARGETS][2] = {{q, d}, {kv, d}, {kv, d}, {d, q}, {f, d}, {f, d}, {d, f}};
     char name[160];
     int rc;
-    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)i);
-    if ((rc = make_weight(m, name, 1, d, 0, 1, &l->norm1)) < 0)
-        return rc;
-    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)i);
-    if ((rc = make_weight(m, name, 1, d, 0, 1, &l->norm2)) < 0)
-        return rc;
     for (int t = 0; t < LORA_TARGETS; t++) {
         snprintf(name, sizeof name, "model.layers.%lld.%s.%s.weight", (long long)i, block_of[t], lora_target_names[t]);
         if ((rc = make_weight(m, name, 2, shape[t][0], shape[t][1], 0, &l->proj[t].w)) < 0)
             return rc;
-        if (t > LORA_V || !c->attention_bias)
-            continue;
+    }
+    for (int t = 0; t <= LORA_V && c->attention_bias; t++) {
         snprintf(name, sizeof name, "model.layers.%lld.self_attn.%s.bias", (long long)i, lora_target_names[t]);
         if ((rc = make_weight(m, name, 1, shape[t][0], 0, 0, &l->proj[t].b)) < 0)
             return rc;
     }
-    return ERR_OK;
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)i);
+    if ((rc = make_weight(m, name, 1, d, 0, 1, &l->norm1)) < 0)
+        return rc;
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)i);
+    return make_weight(m, name, 1, d, 0, 1, &l->norm2);
 }
 
 static int build(struct model *m)
@@ -235,6 +233,7 @@ void model_free(struct model *m)
         return;
     for (size_t i = 0; i < m->n_params; i++)
         param_free(m->params[i]);
+    model_train_reset(m);
     free(m->params);
     free(m->layers);
     th_free(m->cos);
@@ -271,6 +270,7 @@ int model_train_all(struct model *m)
         if (rc < 0)
             return rc;
     }
+    model_train_reset(m);
     return ERR_OK;
 }
 
@@ -293,15 +293,13 @@ int model_zero_grad(struct model *m)
 
 /* ---- rotary positions ---- */
 
-static int rope_table(struct model *m, int64_t positions)
+int model_rope_table(struct model *m, int64_t positions, float **cos, float **sin, int64_t *n_out)
 {
-    if (m->cos && th_size(m->cos, 0) >= positions)
-        return ERR_OK;
     const struct model_config *c = &m->cfg;
-    int64_t n = 256, half = c->head_dim / 2, shape[2];
+    int64_t n = 256, half = c->head_dim / 2;
     while (n < positions)
         n *= 2;
-    float *cs = xmalloc((size_t)(n * c->head_dim) * sizeof *cs), *sn = xmalloc((size_t)(n * c->head_dim) * sizeof *sn);
+    float *cs = xmalloc((size_t)(n * half) * sizeof *cs), *sn = xmalloc((size_t)(n * half) * sizeof *sn);
     for (int64_t i = 0; i < half; i++) {
         double f = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
         if (c->rope.factor > 0) { /* Llama 3.1: long waves are stretched, short ones kept, those between blended */
@@ -313,20 +311,33 @@ static int rope_table(struct model *m, int64_t positions)
         float freq = (float)f; /* angles in float32, as Hugging Face has them */
         for (int64_t p = 0; p < n; p++) {
             float a = (float)p * freq;
-            cs[p * c->head_dim + i] = cs[p * c->head_dim + half + i] = cosf(a);
-            sn[p * c->head_dim + i] = sn[p * c->head_dim + half + i] = sinf(a);
+            cs[p * half + i] = cosf(a);
+            sn[p * half + i] = sinf(a);
         }
     }
+    *cos = cs;
+    *sin = sn;
+    *n_out = n;
+    return ERR_OK;
+}
+
+static int rope_table(struct model *m, int64_t positions)
+{
+    if (m->cos && th_size(m->cos, 0) >= positions)
+        return ERR_OK;
+    float *table[2];
+    th_tensor **const to[2] = {&m->cos, &m->sin};
+    int64_t n, shape[2] = {0, m->cfg.head_dim / 2};
+    model_rope_table(m, positions, &table[0], &table[1], &n);
     shape[0] = n;
-    shape[1] = c->head_dim;
     size_t scope = th_scope_begin();
-    th_free(m->cos);
-    th_free(m->sin);
-    m->cos = th_keep(th_to(th_from(cs, 2, shape, TH_F32, TH_CPU), m->dtype, m->device));
-    m->sin = th_keep(th_to(th_from(sn, 2, shape, TH_F32, TH_CPU), m->dtype, m->device));
+    for (int i = 0; i < 2; i++) { /* both halves of a head turn by the same angles */
+        th_tensor *half = th_from(table[i], 2, shape, TH_F32, TH_CPU);
+        th_free(*to[i]);
+        *to[i] = th_keep(th_to(th_cat((th_tensor *[]){half, half}, 2, 1), m->dtype, m->device));
+        free(table[i]);
+    }
     th_scope_end(scope);
-    free(cs);
-    free(sn);
     return m->cos && m->sin ? ERR_OK : err_code();
 }
 
@@ -342,77 +353,17 @@ static th_tensor *linear(const struct model *m, const struct linear *l, th_tenso
     return th_add(y, th_linear(u, l->lora_b->w, NULL), m->lora_scale);
 }
 
-/* grad += alpha a^T b, of matrices [n, i] and [n, j] */
-static int add_outer(struct param *p, th_tensor *a, th_tensor *b, double alpha)
-{
-    th_tensor *at = th_transpose(a, 0, 1);
-    if (a && th_dtype_of(a) == TH_F32)
-        return th_addmm_(p->grad, at, b, 1, alpha);
-    return th_add_(p->grad, th_matmul(at, b), alpha); /* summed in float32 */
-}
-
 static th_tensor *flat(th_tensor *x)
 {
     int64_t shape[2] = {-1, x ? th_size(x, -1) : 0};
     return th_reshape(x, 2, shape);
 }
 
-/* Adds the gradients of l's trained weights; returns that of x, in x's shape (NULL unless want_dx).
- *     dx = dy W + s (dy B) A ;  dA += s (dy B)^T x ;  dB += s dy^T (x A^T) ;  dW += dy^T x ;  db += sum dy */
-static th_tensor *linear_backward(const struct model *m, struct linear *l, th_tensor *x, th_tensor *dy, bool want_dx, int *rc)
-{
-    th_tensor *x2 = flat(x), *dy2 = flat(dy), *du = NULL, *dx = NULL;
-    if (*rc < 0 || !x2 || !dy2) {
-        *rc = *rc < 0 ? *rc : err_code();
-        return NULL;
-    }
-    if (l->lora_a) {
-        th_tensor *u = th_linear(x2, l->lora_a->w, NULL);
-        du = th_matmul(dy2, l->lora_b->w);
-        if (l->lora_b->trained && *rc == ERR_OK)
-            *rc = add_outer(l->lora_b, dy2, u, m->lora_scale);
-        if (l->lora_a->trained && *rc == ERR_OK)
-            *rc = add_outer(l->lora_a, du, x2, m->lora_scale);
-    }
-    if (l->w->trained && *rc == ERR_OK)
-        *rc = add_outer(l->w, dy2, x2, 1);
-    if (l->b && l->b->trained && *rc == ERR_OK)
-        *rc = th_add_(l->b->grad, th_sum(dy2, 0, false), 1);
-    if (!want_dx || *rc < 0)
-        return NULL;
-    dx = th_matmul(dy2, l->w->w);
-    if (du)
-        *rc = th_addmm_(dx, du, l->lora_a->w, 1, m->lora_scale);
-    int64_t shape[TH_MAX_RANK];
-    int rank = th_rank(x);
-    for (int i = 0; i < rank; i++)
-        shape[i] = th_size(x, i);
-    dx = th_reshape(dx, rank, shape);
-    if (!dx && *rc == ERR_OK)
-        *rc = err_code();
-    return dx;
-}
-
 /* ---- one layer ---- */
 
-/* What the backward pass wants of a layer, kept until it is done. */
-enum { S_X, S_H1, S_R1, S_Q, S_K, S_V, S_O, S_LSE, S_SEED, S_OFFSET, S_CUMQ, S_CUMK, S_X2, S_H2, S_R2, S_GATE, S_UP, S_COUNT };
-struct saved {
-    th_tensor *t[S_COUNT];
-    struct th_attention_saved attention;
-};
-
-static void saved_free(struct saved *s)
-{
-    for (int i = 0; i < S_COUNT; i++)
-        th_free(s->t[i]);
-    *s = (struct saved){0};
-}
-
-/* What rows of x are to each other: packed sequences, or tokens that go to the cache. */
+/* Where the rows of x go in the cache. */
 struct rows {
     th_tensor *cos, *sin;          /* [rows, 1, head_dim] */
-    const struct th_packing *pack; /* NULL: decoding */
     struct kv_cache *cache;
     int64_t row, start;            /* all to this row of the cache, from this position on ... */
     int64_t n;                     /* ... or, if n > 0, one to each of the first n rows, */
@@ -425,12 +376,6 @@ static th_tensor *split_heads(th_tensor *x, int64_t heads, int64_t d)
 {
     int64_t shape[3] = {-1, heads, d};
     return th_reshape(x, 3, shape);
-}
-
-static th_tensor *join_heads(th_tensor *x)
-{
-    int64_t shape[2] = {x ? th_size(x, 0) : 0, -1};
-    return th_reshape(x, 2, shape);
 }
 
 /* Appends k [rows, kv heads, d] to the cache tensor and returns what attention should see of it, [b, kv heads, t, d]. */
@@ -463,77 +408,23 @@ static th_tensor *attend_cached(const struct rows *at, int64_t i, th_tensor *q, 
     return th_transpose(o, 1, 2);
 }
 
-static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, const struct rows *at, struct saved *s)
+static th_tensor *layer_forward(struct model *m, int64_t i, th_tensor *x, const struct rows *at)
 {
     const struct model_config *c = &m->cfg;
     struct layer *l = &m->layers[i];
-    th_tensor *r1, *r2;
-    th_tensor *h1 = th_rms_norm(x, l->norm1->w, c->rms_eps, &r1);
+    th_tensor *h1 = th_rms_norm(x, l->norm1->w, c->rms_eps, NULL);
     th_tensor *q = th_rope(split_heads(linear(m, &l->proj[LORA_Q], h1), c->n_heads, c->head_dim), at->cos, at->sin, false);
     th_tensor *k = th_rope(split_heads(linear(m, &l->proj[LORA_K], h1), c->n_kv_heads, c->head_dim), at->cos, at->sin, false);
     th_tensor *v = split_heads(linear(m, &l->proj[LORA_V], h1), c->n_kv_heads, c->head_dim);
     if (!q || !k || !v)
         return NULL;
-    struct th_attention_saved as = {0};
-    th_tensor *o = at->pack ? th_attention_packed(q, k, v, at->pack, s ? &as : NULL) : attend_cached(at, i, q, k, v);
     int64_t shape[2] = {th_size(x, 0), -1};
-    th_tensor *x2 = th_add(x, linear(m, &l->proj[LORA_O], th_reshape(o, 2, shape)), 1);
-    th_tensor *h2 = th_rms_norm(x2, l->norm2->w, c->rms_eps, &r2);
+    th_tensor *o = th_reshape(attend_cached(at, i, q, k, v), 2, shape);
+    th_tensor *x2 = th_add(x, linear(m, &l->proj[LORA_O], o), 1);
+    th_tensor *h2 = th_rms_norm(x2, l->norm2->w, c->rms_eps, NULL);
     th_tensor *gate = linear(m, &l->proj[LORA_GATE], h2), *up = linear(m, &l->proj[LORA_UP], h2);
-    th_tensor *y = th_add(x2, linear(m, &l->proj[LORA_DOWN], th_mul(th_silu(gate), up)), 1);
-    if (s && y) {
-        s->attention = as;
-        th_tensor *const keep[S_COUNT] = {th_alias(x), h1, r1, q, k, v, o, as.lse, as.seed, as.offset, as.cum_q, as.cum_k,
-                                          x2, h2, r2, gate, up};
-        for (int n = 0; n < S_COUNT; n++)
-            s->t[n] = th_keep(keep[n]);
-    }
-    return y;
+    return th_add(x2, linear(m, &l->proj[LORA_DOWN], th_mul(th_silu(gate), up)), 1);
 }
-
-/* dy: gradient of the layer's output; returns that of its input (NULL when not wanted). */
-static th_tensor *layer_backward(struct model *m, int64_t i, th_tensor *dy, const struct rows *at, const struct saved *s,
-                                 bool want_dx, int *rc)
-{
-    struct layer *l = &m->layers[i];
-    th_tensor *const *t = s->t;
-    th_tensor *dw = NULL, *dq, *dk, *dv;
-
-    th_tensor *act = th_silu(t[S_GATE]);
-    th_tensor *d_act = linear_backward(m, &l->proj[LORA_DOWN], th_mul(act, t[S_UP]), dy, true, rc);
-    th_tensor *d_gate = th_silu_backward(th_mul(d_act, t[S_UP]), t[S_GATE]);
-    th_tensor *dh = linear_backward(m, &l->proj[LORA_GATE], t[S_H2], d_gate, true, rc);
-    dh = th_add(dh, linear_backward(m, &l->proj[LORA_UP], t[S_H2], th_mul(d_act, act), true, rc), 1);
-    th_tensor *dx2 = th_add(dy, th_rms_norm_backward(dh, t[S_X2], l->norm2->w, t[S_R2], l->norm2->trained ? &dw : NULL), 1);
-    if (dw && *rc == ERR_OK)
-        *rc = th_add_(l->norm2->grad, dw, 1);
-
-    th_tensor *d_o = linear_backward(m, &l->proj[LORA_O], join_heads(t[S_O]), dx2, true, rc);
-    if (*rc < 0)
-        return NULL;
-    d_o = split_heads(d_o, m->cfg.n_heads, m->cfg.head_dim);
-    *rc = th_attention_packed_backward(d_o, t[S_Q], t[S_K], t[S_V], t[S_O], at->pack, &s->attention, &dq, &dk, &dv);
-    if (*rc < 0)
-        return NULL;
-    bool dh_wanted = want_dx || l->norm1->trained;
-    dq = join_heads(th_rope(dq, at->cos, at->sin, true));
-    dk = join_heads(th_rope(dk, at->cos, at->sin, true));
-    th_tensor *a = linear_backward(m, &l->proj[LORA_Q], t[S_H1], dq, dh_wanted, rc);
-    th_tensor *b = linear_backward(m, &l->proj[LORA_K], t[S_H1], dk, dh_wanted, rc);
-    th_tensor *c = linear_backward(m, &l->proj[LORA_V], t[S_H1], join_heads(dv), dh_wanted, rc);
-    if (!dh_wanted || *rc < 0)
-        return NULL;
-    dw = NULL;
-    th_tensor *dx = th_add(dx2, th_rms_norm_backward(th_add(th_add(a, b, 1), c, 1), t[S_X], l->norm1->w, t[S_R1],
-                                                     l->norm1->trained ? &dw : NULL), 1);
-    if (dw)
-        *rc = th_add_(l->norm1->grad, dw, 1);
-    if (!dx && *rc == ERR_OK)
-        *rc = err_code();
-    return dx;
-}
-
-/* ---- the whole ---- */
 
 /* The rotary tables' rows at n positions, to broadcast over heads. */
 static th_tensor *at_positions(const struct model *m, th_tensor *table, th_tensor *positions)
@@ -542,217 +433,13 @@ static th_tensor *at_positions(const struct model *m, th_tensor *table, th_tenso
     return th_reshape(th_index_select(table, 0, positions), 3, shape);
 }
 
-/* A packing of sequences with what belongs to it, in handles of the caller's scope; start is freed by him. */
-struct packed {
-    struct th_packing p;
-    th_tensor *ids;   /* [rows], int64 */
-    struct rows rows;
-    int64_t *start;
-};
-
-static int pack(struct model *m, const struct sequence *v, size_t n, struct packed *out)
-{
-    int64_t n_rows = 0, longest = 0, n_start = (int64_t)n + 1, *start = xmalloc((n + 1) * sizeof *start);
-    for (size_t i = 0; i < n; i++) {
-        start[i] = n_rows;
-        n_rows += (int64_t)v[i].n;
-        longest = (int64_t)v[i].n > longest ? (int64_t)v[i].n : longest;
-    }
-    start[n] = n_rows;
-    *out = (struct packed){.start = start, .p = {.n = (int64_t)n, .start = start, .longest = longest}};
-    int rc = rope_table(m, longest);
-    if (rc < 0)
-        return rc;
-    int64_t *ids = xmalloc((size_t)n_rows * sizeof *ids), *position = xmalloc((size_t)n_rows * sizeof *position);
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < v[i].n; k++) {
-            ids[start[i] + (int64_t)k] = v[i].ids[k];
-            position[start[i] + (int64_t)k] = (int64_t)k;
-        }
-    out->ids = th_from(ids, 1, &n_rows, TH_I64, m->device);
-    th_tensor *pos = th_from(position, 1, &n_rows, TH_I64, m->device);
-    if (m->device == TH_CUDA)
-        out->p.cum = th_to(th_from(start, 1, &n_start, TH_I64, m->device), TH_I32, m->device);
-    out->rows = (struct rows){.cos = at_positions(m, m->cos, pos), .sin = at_positions(m, m->sin, pos)};
-    free(ids);
-    free(position);
-    return out->ids && out->rows.cos && out->rows.sin ? ERR_OK : err_code();
-}
-
-static int check_ids(const struct model *m, const int32_t *ids, size_t n)
+int model_check_ids(const struct model *m, const int32_t *ids, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= m->cfg.vocab)
             return err_set(ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld: tokenizer and model do not fit",
                            ids[i], (long long)m->cfg.vocab);
     return ERR_OK;
-}
-
-/* Loss over rows of h [n, d] (final, normalised) with their targets, `chunk` rows at a time so that the
- * logits of all of them never exist at once; with backward, the gradient of h into dh. */
-static int head_loss(struct model *m, th_tensor *h, const int64_t *target, int64_t n, bool backward, double scale,
-                     th_tensor *total, th_tensor *dh)
-{
-    const int64_t chunk = m->cfg.vocab < 65536 ? (1 << 26) / m->cfg.vocab : 1024; /* 256 MB of logits, 600 at most */
-    int rc = ERR_OK;
-    for (int64_t at = 0; at < n && rc == ERR_OK; at += chunk) {
-        int64_t k = n - at < chunk ? n - at : chunk, shape[2] = {k, 1};
-        size_t scope = th_scope_begin();
-        th_tensor *rows = th_narrow(h, 0, at, k), *want = th_from(target + at, 2, shape, TH_I64, m->device);
-        th_tensor *logp = th_log_softmax(th_linear(rows, m->head->w, NULL));
-        rc = th_add_(total, th_sum_all(th_gather(logp, 1, want)), -1);
-        if (backward && rc == ERR_OK) {
-            /* d(-log p_y)/dlogits = softmax - onehot(y) */
-            th_tensor *p = th_softmax(logp, 1); /* softmax(log p) = p */
-            th_tensor *one = th_empty(2, shape, TH_F32, m->device);
-            if ((rc = th_fill_(one, -1)) == ERR_OK && (rc = th_scatter_add_(p, 1, want, one)) == ERR_OK)
-                rc = th_scale_(p, scale);
-            th_tensor *d = rc == ERR_OK ? th_to(p, m->dtype, m->device) : NULL;
-            if (d && m->head->trained)
-                rc = add_outer(m->head, d, rows, 1);
-            if (rc == ERR_OK)
-                rc = th_copy_(th_narrow(dh, 0, at, k), th_matmul(d, m->head->w));
-        }
-        th_scope_end(scope);
-    }
-    return rc;
-}
-
-static bool wants_input_gradient(const struct model *m)
-{
-    return m->embed->trained;
-}
-
-/* Runs the layers backward from dy [rows, d_model], a kept handle that is consumed. */
-static int layers_backward(struct model *m, const struct packed *p, struct saved *saved, th_tensor *dy)
-{
-    int rc = dy ? ERR_OK : err_code();
-    for (int64_t i = m->cfg.n_layers - 1; i >= 0 && rc == ERR_OK; i--) {
-        size_t scope = th_scope_begin();
-        if (m->recompute) {
-            th_tensor *input = saved[i].t[S_X];
-            if (layer_forward(m, i, input, &p->rows, &saved[i]))
-                th_free(input);
-            else
-                rc = err_code();
-        }
-        th_tensor *d = NULL;
-        if (rc == ERR_OK)
-            d = th_keep(layer_backward(m, i, dy, &p->rows, &saved[i], i > 0 || wants_input_gradient(m), &rc));
-        th_scope_end(scope);
-        saved_free(&saved[i]);
-        th_free(dy);
-        dy = d;
-    }
-    if (rc == ERR_OK && dy && m->embed->trained)
-        rc = th_index_add_(m->embed->grad, 0, p->ids, th_to(dy, TH_F32, m->device));
-    th_free(dy);
-    return rc;
-}
-
-int model_loss(struct model *m, const struct sequence *v, size_t n, bool backward, double scale, double *loss_sum,
-               size_t *n_tokens)
-{
-    const struct model_config *c = &m->cfg;
-    int64_t n_rows = 0, one = 1, n_layers = c->n_layers;
-    int rc = ERR_OK;
-    *loss_sum = 0;
-    *n_tokens = 0;
-    for (size_t i = 0; i < n; i++) {
-        if ((rc = check_ids(m, v[i].ids, v[i].n)) < 0)
-            return rc;
-        n_rows += v[i].n > v[i].response ? (int64_t)(v[i].n - v[i].response) : 0;
-    }
-    if (!n_rows)
-        return ERR_OK;
-    size_t scope = th_scope_begin();
-    struct saved *saved = xcalloc((size_t)n_layers, sizeof *saved);
-    int64_t *row = xmalloc((size_t)n_rows * sizeof *row), *target = xmalloc((size_t)n_rows * sizeof *target);
-    struct packed p;
-    th_tensor *x = NULL;
-    if ((rc = pack(m, v, n, &p)) < 0)
-        goto out;
-    p.rows.pack = &p.p;
-    int64_t at = 0;
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = v[i].response; k < v[i].n; k++, at++) {
-            row[at] = p.start[i] + (int64_t)k - 1;
-            target[at] = v[i].ids[k];
-        }
-
-    /* forward: a layer's temporaries go when it is done, what the backward pass wants stays */
-    x = th_keep(th_embedding(m->embed->w, p.ids));
-    for (int64_t i = 0; i < n_layers; i++) {
-        size_t inner = th_scope_begin();
-        th_tensor *y = th_keep(layer_forward(m, i, x, &p.rows, backward && !m->recompute ? &saved[i] : NULL));
-        th_scope_end(inner);
-        if (backward && m->recompute)
-            saved[i].t[S_X] = x;
-        else
-            th_free(x);
-        x = y;
-        if (!x) {
-            rc = err_code();
-            goto out;
-        }
-    }
-    th_tensor *rstd, *rows = th_from(row, 1, &n_rows, TH_I64, m->device);
-    th_tensor *last = th_index_select(x, 0, rows); /* only where the loss looks */
-    th_tensor *h = th_rms_norm(last, m->norm->w, c->rms_eps, &rstd);
-    th_tensor *total = th_zeros(1, &one, TH_F32, m->device), *dh = NULL;
-    if (backward && h) {
-        int64_t shape[2] = {n_rows, c->d_model};
-        dh = th_empty(2, shape, m->dtype, m->device);
-    }
-    if (!h || (rc = head_loss(m, h, target, n_rows, backward, scale, total, dh)) < 0) {
-        rc = rc < 0 ? rc : err_code();
-        goto out;
-    }
-    if (backward) {
-        int64_t whole[2] = {p.start[n], c->d_model};
-        th_tensor *dw = NULL, *dx = th_keep(th_zeros(2, whole, m->dtype, m->device));
-        th_tensor *dlast = th_rms_norm_backward(dh, last, m->norm->w, rstd, m->norm->trained ? &dw : NULL);
-        if (dw)
-            rc = th_add_(m->norm->grad, dw, 1);
-        if (rc == ERR_OK)
-            rc = th_index_copy_(dx, 0, rows, dlast);
-        if (rc == ERR_OK)
-            rc = layers_backward(m, &p, saved, dx);
-        else
-            th_free(dx);
-    }
-    if (rc == ERR_OK) {
-        *loss_sum = th_item(total);
-        *n_tokens = (size_t)n_rows;
-    }
-out:
-    th_free(x);
-    for (int64_t i = 0; i < n_layers; i++)
-        saved_free(&saved[i]);
-    free(p.start);
-    free(saved);
-    free(row);
-    free(target);
-    th_scope_end(scope);
-    return rc;
-}
-
-th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
-{
-    struct sequence seq = {.ids = ids, .n = n};
-    struct packed p;
-    th_tensor *x = NULL;
-    if (check_ids(m, ids, n) < 0)
-        return NULL;
-    if (pack(m, &seq, 1, &p) == ERR_OK) {
-        p.rows.pack = &p.p;
-        x = th_embedding(m->embed->w, p.ids);
-    }
-    for (int64_t i = 0; i < m->cfg.n_layers; i++)
-        x = layer_forward(m, i, x, &p.rows, NULL);
-    free(p.start);
-    th_tensor *h = th_rms_norm(x, m->norm->w, m->cfg.rms_eps, NULL);
-    return th_to(th_linear(h, m->head->w, NULL), TH_F32, m->device);
 }
 
 /* ---- decoding ---- */
@@ -805,7 +492,7 @@ static th_tensor *run_cached(struct model *m, th_tensor *ids, const struct rows 
     th_tensor *x = th_keep(th_embedding(m->embed->w, ids));
     for (int64_t i = 0; i < m->cfg.n_layers && x; i++) {
         size_t scope = th_scope_begin();
-        th_tensor *y = th_keep(layer_forward(m, i, x, at, NULL));
+        th_tensor *y = th_keep(layer_forward(m, i, x, at));
         th_scope_end(scope);
         th_free(x);
         x = y;
@@ -821,7 +508,7 @@ static th_tensor *run_cached(struct model *m, th_tensor *ids, const struct rows 
 th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const int32_t *ids, size_t n)
 {
     int64_t start = c->length[row], n_ids = (int64_t)n;
-    if (!n || check_ids(m, ids, n) < 0)
+    if (!n || model_check_ids(m, ids, n) < 0)
         return n ? NULL : (err_set(ERR_USAGE, "an empty prompt"), NULL);
     if (start + (int64_t)n > c->capacity) {
         err_set(ERR_NOMEM, "%lld tokens are over the cache's %lld", (long long)(start + (int64_t)n), (long long)c->capacity);
@@ -855,7 +542,7 @@ th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const
     if (rows == 1)
         return model_prefill(m, c, 0, ids, 1);
     int64_t longest = 0, shape[4] = {rows, 1, 1, 0}, n_index = rows * f->n_kv_heads;
-    if (check_ids(m, ids, (size_t)rows) < 0)
+    if (model_check_ids(m, ids, (size_t)rows) < 0)
         return NULL;
     for (int64_t r = 0; r < rows; r++) {
         if (c->length[r] + 1 > c->capacity) {
@@ -944,23 +631,17 @@ int model_save(struct model *m, const char *dir, enum th_dtype dtype)
 
 /* ---- adapters ---- */
 
-static int add_lora(struct model *m, int64_t i, int t, int64_t r, struct linear *l)
+static int add_lora(struct model *m, int64_t i, int t, int64_t r, struct linear *l, int ab)
 {
     char name[200];
-    int64_t in = th_size(l->w->w, 1), out = th_size(l->w->w, 0);
-    struct param **const slot[2] = {&l->lora_a, &l->lora_b};
-    for (int ab = 0; ab < 2; ab++) {
-        int64_t shape[2] = {ab ? out : r, ab ? r : in};
-        snprintf(name, sizeof name, "base_model.model.model.layers.%lld.%s.%s.lora_%c.weight", (long long)i, block_of[t],
-                 lora_target_names[t], ab ? 'B' : 'A');
-        struct param *p = *slot[ab] = new_param(m, name, true);
-        size_t scope = th_scope_begin();
-        p->w = th_keep(th_zeros(2, shape, m->dtype, m->device));
-        th_scope_end(scope);
-        if (!p->w)
-            return err_code();
-    }
-    return ERR_OK;
+    int64_t shape[2] = {ab ? th_size(l->w->w, 0) : r, ab ? r : th_size(l->w->w, 1)};
+    snprintf(name, sizeof name, "base_model.model.model.layers.%lld.%s.%s.lora_%c.weight", (long long)i, block_of[t],
+             lora_target_names[t], ab ? 'B' : 'A');
+    struct param *p = *(ab ? &l->lora_b : &l->lora_a) = new_param(m, name, true);
+    size_t scope = th_scope_begin();
+    p->w = th_keep(th_zeros(2, shape, m->dtype, m->device));
+    th_scope_end(scope);
+    return p->w ? ERR_OK : err_code();
 }
 
 static int set_scale(struct model *m, const struct lora_config *c)
@@ -974,12 +655,16 @@ static int set_scale(struct model *m, const struct lora_config *c)
 static int each_adapter(struct model *m, const struct lora_config *c, int (*f)(struct model *, struct linear *, void *), void *ctx)
 {
     int rc = set_scale(m, c);
-    for (int64_t i = 0; i < m->cfg.n_layers && rc == ERR_OK; i++)
-        for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++) {
-            struct linear *l = &m->layers[i].proj[t];
-            if (c->target[t] && (rc = add_lora(m, i, t, c->r, l)) == ERR_OK)
-                rc = f(m, l, ctx);
-        }
+    for (int64_t i = 0; i < m->cfg.n_layers && rc == ERR_OK; i++) {
+        struct linear *p = m->layers[i].proj;
+        for (int ab = 0; ab < 2; ab++) /* all A, then all B */
+            for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++)
+                if (c->target[t])
+                    rc = add_lora(m, i, t, c->r, &p[t], ab);
+        for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++)
+            if (c->target[t])
+                rc = f(m, &p[t], ctx);
+    }
     return rc;
 }
 
@@ -1009,6 +694,7 @@ static int fresh_adapter(struct model *m, struct linear *l, void *ctx)
 int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed)
 {
     uint64_t state = seed * 0x2545f4914f6cdd1du + 1;
+    model_train_reset(m);
     return each_adapter(m, c, fresh_adapter, &state);
 }
 
@@ -1080,6 +766,7 @@ int lora_load(struct model *m, const char *dir, bool trained, struct lora_config
     int rc = read_lora_config(path, &c);
     if (rc == ERR_OK && (rc = st_open(weights, &ld.file)) == ERR_OK)
         rc = each_adapter(m, &c, read_adapter, &ld);
+    model_train_reset(m);
     if (rc < 0)
         rc = err_wrap("adapter %s", dir);
     st_close(ld.file);
@@ -1137,6 +824,7 @@ int lora_save(const struct model *m, const struct lora_config *c, const char *di
 int lora_merge(struct model *m)
 {
     int rc = ERR_OK;
+    model_train_reset(m);
     for (int64_t i = 0; i < m->cfg.n_layers && rc == ERR_OK; i++)
         for (int t = 0; t < LORA_TARGETS && rc == ERR_OK; t++) {
             struct linear *l = &m->layers[i].proj[t];

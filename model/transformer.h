@@ -63,18 +63,27 @@ struct layer {
     struct linear proj[LORA_TARGETS];
 };
 
+/* What the backward pass finds kept: as much as there is room for; each layer's input only; all of it. */
+enum model_memory { MEMORY_AUTO, MEMORY_LOW, MEMORY_HIGH };
+
 struct model {
     struct model_config cfg;
     enum th_dtype dtype;
     enum th_device device;
-    struct param **params;   /* all, in the order of the files */
+    struct param **params;   /* all; those of one product side by side: q, k, v; gate, up; and so their adapters' A */
     size_t n_params, cap_params;
     struct param *embed, *norm, *head; /* head == embed when tied */
     struct layer *layers;
     double lora_scale;       /* alpha / r, or alpha / sqrt(r) */
     th_tensor *cos, *sin;    /* [positions, head_dim], grown on demand */
-    bool recompute;          /* keep only each layer's input for the backward pass */
+    enum model_memory memory;
+    bool profile;            /* time the phases of model_loss() */
+    struct train *train;     /* of train.c */
     struct st *file;         /* the weights' mapping */
+    /* Called by the backward pass when it has queued the last of its work on the gradients of a layer's parameters
+     * (those of the last layer: of what follows it, too); NULL: not. */
+    void (*layer_done)(void *ctx, int64_t layer);
+    void *layer_done_ctx;
 };
 
 /* Loads a Hugging Face folder.  ERR_IO, ERR_FORMAT, ERR_NOMEM. */
@@ -98,9 +107,21 @@ struct sequence {
 };
 /* Sum over the covered tokens of -log p(token | what precedes it), of n sequences as one batch, packed one
  * after the other without padding, attention kept inside each.  With backward, gradients of `scale` times that
- * sum are added to the trained parameters' grad.  *n_tokens: covered tokens. */
+ * sum are added to the trained parameters' grad.  *n_tokens: covered tokens.  loss_sum NULL: the sum is left on the
+ * device, which nobody waits for; model_losses() reads it. */
 int model_loss(struct model *m, const struct sequence *seqs, size_t n, bool backward, double scale, double *loss_sum,
                size_t *n_tokens);
+/* The sums of the last n calls of model_loss() without loss_sum, oldest first, n <= MODEL_LOSSES. */
+enum { MODEL_LOSSES = 1024 };
+int model_losses(struct model *m, double *sums, size_t n);
+/* With m->profile: seconds on the device by phase of the calls since the last time, in the order of their first use; the
+ * names are constants.  Returns how many there are, `cap` at most. */
+struct phase {
+    const char *name;
+    double seconds;
+    int64_t calls;
+};
+size_t model_profile(struct model *m, struct phase *out, size_t cap);
 /* Logits [n, vocab] float32 of one sequence, at every position; a handle of the caller's scope. */
 th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n);
 
@@ -117,6 +138,11 @@ void kv_cache_free(struct kv_cache *c);
 th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const int32_t *ids, size_t n);
 /* Appends one token to each of the first `rows` rows (all of which hold at least one): logits [rows, vocab]. */
 th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const int32_t *ids);
+
+/* ---- between transformer.c and train.c ---- */
+int model_rope_table(struct model *m, int64_t positions, float **cos, float **sin, int64_t *n); /* [n, head_dim / 2], the caller's */
+int model_check_ids(const struct model *m, const int32_t *ids, size_t n);
+void model_train_reset(struct model *m); /* weights or adapters were replaced: what train.c made of them goes */
 
 /* ---- adapters ---- */
 struct lora_config {

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
@@ -205,6 +206,54 @@ void th_memory_reset_peak(th_device d)
         run([] { c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(0); });
 }
 
+size_t th_memory_available(th_device d)
+{
+    size_t n = 0;
+    if (d == TH_CUDA)
+        run([&] {
+            auto *a = c10::getDeviceAllocator(at::kCUDA);
+            auto s = a->getDeviceStats(0);
+            n = a->getMemoryInfo(0).first + (size_t)(s.reserved_bytes[0].current - s.allocated_bytes[0].current);
+        });
+    return n;
+}
+
+void th_parallel(int64_t n, int64_t grain, void (*fn)(void *, int64_t, int64_t), void *ctx)
+{
+    at::parallel_for(0, n, grain, [&](int64_t from, int64_t to) { fn(ctx, from, to); });
+}
+
+struct th_mark {
+    c10::Event e;
+};
+
+th_mark *th_mark_new(th_device d)
+{
+    th_mark *m = nullptr;
+    if (d == TH_CUDA)
+        run([&] {
+            m = new th_mark{c10::Event(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT)};
+            m->e.record(c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device(d)));
+        });
+    return m;
+}
+
+void th_mark_free(th_mark *m)
+{
+    delete m;
+}
+
+double th_mark_seconds(const th_mark *from, const th_mark *to)
+{
+    double ms = 0;
+    if (from && to)
+        run([&] {
+            to->e.synchronize();
+            ms = from->e.elapsedTime(to->e);
+        });
+    return ms / 1000;
+}
+
 size_t th_dtype_size(th_dtype t)
 {
     return c10::elementSize(scalar(t));
@@ -248,6 +297,7 @@ th_tensor *th_alias(th_tensor *x)
 
 int th_rank(const th_tensor *x) { return (int)x->t.dim(); }
 int64_t th_size(const th_tensor *x, int dim) { return x->t.sizes()[(size_t)(dim < 0 ? dim + x->t.dim() : dim)]; }
+int64_t th_stride(const th_tensor *x, int dim) { return x->t.stride(dim); }
 int64_t th_numel(const th_tensor *x) { return x->t.numel(); }
 th_device th_device_of(const th_tensor *x) { return x->t.is_cuda() ? TH_CUDA : TH_CPU; }
 
@@ -279,7 +329,13 @@ th_tensor *th_borrow(const void *data, int rank, const int64_t *shape, th_dtype 
 th_tensor *th_from(const void *data, int rank, const int64_t *shape, th_dtype t, th_device d)
 {
     return op([&] {
-        return at::from_blob(const_cast<void *>(data), dims(rank, shape), options(t, TH_CPU)).to(device(d), scalar(t), false, true);
+        at::Tensor x = at::from_blob(const_cast<void *>(data), dims(rank, shape), options(t, TH_CPU));
+        if (d == TH_CPU)
+            return x.clone();
+        // by way of page-locked memory, so that nobody waits for the device
+        at::Tensor locked = at::empty(dims(rank, shape), options(t, TH_CPU).pinned_memory(true));
+        memcpy(locked.data_ptr(), data, x.nbytes());
+        return locked.to(device(d), scalar(t), true, true);
     });
 }
 
@@ -343,6 +399,32 @@ th_tensor *th_reshape(th_tensor *x, int rank, const int64_t *shape)
     return op([&] { return x->t.reshape(dims(rank, shape)); });
 }
 
+th_tensor *th_unflatten(th_tensor *x, int dim, int64_t n)
+{
+    NEED1(x);
+    return op([&] { return x->t.unflatten(dim, {n, x->t.size(dim) / n}); });
+}
+
+th_tensor *th_flatten(th_tensor *x, int dim)
+{
+    NEED1(x);
+    return op([&] { return x->t.flatten(dim, dim + 1); });
+}
+
+th_tensor *th_adjacent(th_tensor *const *v, int n)
+{
+    const at::Tensor &a = v[0]->t;
+    int64_t rows = 0, at = a.storage_offset();
+    for (int i = 0; i < n; i++) {
+        const at::Tensor &x = v[i]->t;
+        if (x.dim() != 2 || x.size(1) != a.size(1) || !x.is_contiguous() || !x.is_alias_of(a) || x.storage_offset() != at)
+            return nullptr;
+        at += x.numel();
+        rows += x.size(0);
+    }
+    return op([&] { return a.as_strided({rows, a.size(1)}, {a.size(1), 1}); });
+}
+
 th_tensor *th_narrow(th_tensor *x, int dim, int64_t start, int64_t length)
 {
     NEED1(x);
@@ -403,6 +485,12 @@ th_tensor *th_sum(th_tensor *x, int dim, bool keep_dim)
 {
     NEED1(x);
     return op([&] { return at::sum(x->t, {dim}, keep_dim); });
+}
+
+th_tensor *th_sum_f32(th_tensor *x, int dim)
+{
+    NEED1(x);
+    return op([&] { return at::sum(x->t, {dim}, false, at::kFloat); });
 }
 
 th_tensor *th_sum_all(th_tensor *x)
@@ -478,7 +566,23 @@ th_tensor *th_linear(th_tensor *x, th_tensor *w, th_tensor *bias)
 int th_addmm_(th_tensor *out, th_tensor *a, th_tensor *b, double beta, double alpha)
 {
     HAVE3(out, a, b);
-    return run([&] { out->t.addmm_(a->t, b->t, beta, alpha); });
+    return run([&] {
+        if (beta == 0 && alpha == 1 && out->t.scalar_type() == a->t.scalar_type())
+            at::mm_out(out->t, a->t, b->t);
+        else if (out->t.scalar_type() == a->t.scalar_type())
+            out->t.addmm_(a->t, b->t, beta, alpha);
+        else if (out->t.is_cuda())
+            at::addmm_out(out->t, out->t, a->t, b->t, out->t.scalar_type(), beta, alpha);
+        else
+            out->t.mul_(beta).add_(at::mm(a->t, b->t), alpha);
+    });
+}
+
+int th_addmm_bias_(th_tensor *out, th_tensor *a, th_tensor *b, th_tensor *bias)
+{
+    HAVE3(out, a, b);
+    HAVE2(bias, bias);
+    return run([&] { at::addmm_out(out->t, bias->t, a->t, b->t); });
 }
 
 /* ---- the transformer's ---- */
@@ -619,7 +723,7 @@ th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v)
 
 namespace {
 
-enum { FLASH_CPU = 1, CUDNN, FLASH_CUDA, MATH };
+enum { FLASH_CPU = 1, CUDNN, MIXED, FLASH_CUDA, MATH };
 
 // Without a fused kernel: the softmax's scores in float32, whole.  For what the fused kernels do
 // not take (float64, float32 and masks on CUDA), and as their twin in tests.
@@ -655,11 +759,40 @@ bool half_on_cuda(const at::Tensor &q)
     return q.is_cuda() && (q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf);
 }
 
+// cuDNN's kernels are twice as fast as the flash ones, but take a batch of equal lengths and want a plan, some tenths of a
+// second's work, for each shape.  So equal sequences go as one batch; others, if long, one by one, with their
+// length rounded up: causal attention does not see what is added, and the rows it writes there are the next sequence's, which
+// comes after.  The short ones at the end go together through the flash kernels.
+constexpr int64_t ROUND = 256, LONG = 2048;
+
+int64_t round_up(int64_t n) { return (n + ROUND - 1) / ROUND * ROUND; }
+int64_t length(const th_packing *p, int64_t i) { return p->start[i + 1] - p->start[i]; }
+
 int packed_kernel(const at::Tensor &q, const th_packing *p)
 {
-    if (half_on_cuda(q))
-        return p->n == 1 ? CUDNN : FLASH_CUDA;
-    return q.is_cuda() || q.scalar_type() == at::kDouble ? MATH : FLASH_CPU;
+    if (!half_on_cuda(q))
+        return q.is_cuda() || q.scalar_type() == at::kDouble ? MATH : FLASH_CPU;
+    if (at::globalContext().deterministicAlgorithms() || q.size(2) % 8)
+        return FLASH_CUDA;
+    bool equal = p->longest % ROUND == 0;
+    for (int64_t i = 0; i < p->n && equal; i++)
+        equal = length(p, i) == p->longest;
+    return equal ? CUDNN : MIXED;
+}
+
+// Sequences of MIXED that go one by one: those before the first of the last, short ones.
+int64_t n_long(const th_packing *p)
+{
+    int64_t n = p->n;
+    while (n > 0 && length(p, n - 1) < LONG)
+        n--;
+    return n;
+}
+
+// Rows from..from + n of x as a batch of b: [b, h, n / b, d].
+at::Tensor batch(const at::Tensor &x, int64_t from, int64_t n, int64_t b)
+{
+    return x.narrow(0, from, n).unflatten(0, {b, n / b}).transpose(1, 2);
 }
 
 // A sequence of the packed rows, as a batch of one.
@@ -716,47 +849,112 @@ th_tensor *th_attention(th_tensor *q, th_tensor *k, th_tensor *v, bool causal, t
     });
 }
 
+} // extern "C"
+
+// A call of a kernel: the sequences from .. from + n, and what the backward pass wants of it.
+struct th_attention_state {
+    struct part {
+        int kernel;
+        int64_t row, rows, batch, seq, n, max_q, max_k;
+        at::Tensor lse, cum_q, cum_k, seed, offset;
+    };
+    std::vector<part> v;
+    at::Tensor cum; // of the short ones
+};
+
+namespace {
+
+using part = th_attention_state::part;
+
+at::Tensor cudnn_part(part &a, const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, bool save)
+{
+    auto r = at::_scaled_dot_product_cudnn_attention(batch(q, a.row, a.rows, a.batch), batch(k, a.row, a.rows, a.batch),
+                                                     batch(v, a.row, a.rows, a.batch), {}, save, 0.0, true, false, {});
+    if (save) {
+        a.lse = std::move(std::get<1>(r));
+        a.cum_q = std::move(std::get<2>(r)), a.cum_k = std::move(std::get<3>(r));
+        a.max_q = std::get<4>(r).expect_int(), a.max_k = std::get<5>(r).expect_int();
+        a.seed = std::move(std::get<6>(r)), a.offset = std::move(std::get<7>(r));
+    }
+    return std::get<0>(r).transpose(1, 2).flatten(0, 1);
+}
+
+at::Tensor flash_part(part &a, const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &cum, int64_t longest,
+                      bool save)
+{
+    auto r = at::_flash_attention_forward(q.narrow(0, a.row, a.rows), k.narrow(0, a.row, a.rows), v.narrow(0, a.row, a.rows), cum, cum,
+                                          longest, longest, 0.0, true, false, std::optional<double>(), {}, {}, {}, {});
+    a.max_q = longest;
+    if (save)
+        a.lse = std::move(std::get<1>(r)), a.seed = std::move(std::get<2>(r)), a.offset = std::move(std::get<3>(r));
+    return std::get<0>(r);
+}
+
+at::Tensor joined(std::vector<at::Tensor> &v)
+{
+    return (v.size() == 1 ? v[0] : at::cat(v, 0)).contiguous();
+}
+
+// The calls that a packing takes on the GPU.
+std::vector<part> parts(int kernel, const th_packing *p)
+{
+    std::vector<part> v;
+    int64_t alone = kernel == MIXED ? n_long(p) : 0, rows = p->start[p->n];
+    if (kernel == CUDNN)
+        v.push_back({CUDNN, 0, rows, p->n, 0, p->n, 0, 0, {}, {}, {}, {}, {}});
+    for (int64_t i = 0; i < alone; i++)
+        v.push_back({CUDNN, p->start[i], round_up(length(p, i)), 1, i, 1, 0, 0, {}, {}, {}, {}, {}});
+    if (kernel != CUDNN && alone < p->n)
+        v.push_back({FLASH_CUDA, p->start[alone], rows - p->start[alone], 0, alone, p->n - alone, 0, 0, {}, {}, {}, {}, {}});
+    return v;
+}
+
+} // namespace
+
+extern "C" {
+
+void th_attention_saved_free(th_attention_saved *s)
+{
+    delete s->state;
+    *s = {};
+}
+
+int64_t th_packing_rows(const th_packing *p, th_device d)
+{
+    return d == TH_CUDA ? p->start[p->n] + ROUND : p->start[p->n];
+}
+
 th_tensor *th_attention_packed(th_tensor *q, th_tensor *k, th_tensor *v, const th_packing *p, th_attention_saved *saved)
 {
     NEED3(q, k, v);
     return op([&] {
         int kernel = packed_kernel(q->t, p);
-        th_attention_saved keep = {};
-        at::Tensor out;
-        keep.kernel = kernel;
-        if (kernel == CUDNN) {
-            auto r = at::_scaled_dot_product_cudnn_attention(as_batch(q->t), as_batch(k->t), as_batch(v->t), {}, saved != nullptr,
-                                                             0.0, true, false, {});
-            out = as_rows(std::get<0>(r));
-            if (saved) {
-                keep.lse = own(std::move(std::get<1>(r)));
-                keep.cum_q = own(std::move(std::get<2>(r)));
-                keep.cum_k = own(std::move(std::get<3>(r)));
-                keep.max_q = std::get<4>(r).expect_int();
-                keep.max_k = std::get<5>(r).expect_int();
-                keep.seed = own(std::move(std::get<6>(r)));
-                keep.offset = own(std::move(std::get<7>(r)));
-            }
-        } else if (kernel == FLASH_CUDA) {
-            auto r = at::_flash_attention_forward(q->t, k->t, v->t, p->cum->t, p->cum->t, p->longest, p->longest, 0.0, true, false,
-                                                  std::optional<double>(), {}, {}, {}, {});
-            out = std::move(std::get<0>(r));
-            if (saved) {
-                keep.lse = own(std::move(std::get<1>(r)));
-                keep.seed = own(std::move(std::get<2>(r)));
-                keep.offset = own(std::move(std::get<3>(r)));
+        th_attention_state s;
+        std::vector<at::Tensor> out;
+        if (kernel == FLASH_CPU || kernel == MATH) {
+            for (int64_t i = 0; i < p->n; i++) {
+                std::vector<at::Tensor> lse;
+                out.push_back(as_rows(one_packed(sequence(q->t, p, i), sequence(k->t, p, i), sequence(v->t, p, i), kernel, lse)));
+                s.v.push_back({kernel, p->start[i], length(p, i), 1, i, 1, 0, 0, lse.empty() ? at::Tensor() : lse[0], {}, {}, {}, {}});
             }
         } else {
-            std::vector<at::Tensor> o, lse;
-            for (int64_t i = 0; i < p->n; i++)
-                o.push_back(as_rows(one_packed(sequence(q->t, p, i), sequence(k->t, p, i), sequence(v->t, p, i), kernel, lse)));
-            out = p->n == 1 ? std::move(o[0]) : at::cat(o, 0);
-            if (saved && kernel == FLASH_CPU) // [1, rows, h], as the kernel has it inside
-                keep.lse = own(lse.size() == 1 ? lse[0].transpose(1, 2) : at::cat(lse, 2).transpose(1, 2));
+            s.v = parts(kernel, p);
+            for (part &a : s.v)
+                if (a.kernel == CUDNN) {
+                    out.push_back(cudnn_part(a, q->t, k->t, v->t, saved != nullptr).narrow(0, 0, p->start[a.seq + a.n] - a.row));
+                } else {
+                    int64_t longest = 0;
+                    for (int64_t i = a.seq; i < p->n; i++)
+                        longest = std::max(longest, length(p, i));
+                    s.cum = p->cum->t.narrow(0, a.seq, a.n + 1);
+                    if (a.seq)
+                        s.cum = s.cum - (int)a.row;
+                    out.push_back(flash_part(a, q->t, k->t, v->t, s.cum, longest, saved != nullptr));
+                }
         }
         if (saved)
-            *saved = keep;
-        return out.contiguous();
+            *saved = {kernel, new th_attention_state(std::move(s))};
+        return joined(out);
     });
 }
 
@@ -766,32 +964,37 @@ int th_attention_packed_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th
     HAVE3(dout, q, k);
     HAVE2(v, out);
     return run([&] {
-        at::Tensor gq, gk, gv;
-        if (saved->kernel == CUDNN) {
-            std::tie(gq, gk, gv) = at::_scaled_dot_product_cudnn_attention_backward(
-                as_batch(dout->t), as_batch(q->t), as_batch(k->t), as_batch(v->t), as_batch(out->t), saved->lse->t, saved->seed->t,
-                saved->offset->t, at::Tensor(), saved->cum_q->t, saved->cum_k->t, saved->max_q, saved->max_k, 0.0, true, {});
-            gq = as_rows(gq), gk = as_rows(gk), gv = as_rows(gv);
-        } else if (saved->kernel == FLASH_CUDA) {
-            std::tie(gq, gk, gv) = at::_flash_attention_backward(dout->t, q->t, k->t, v->t, out->t, saved->lse->t, p->cum->t, p->cum->t,
-                p->longest, p->longest, 0.0, true, saved->seed->t, saved->offset->t, {}, {}, {});
-        } else {
-            std::vector<at::Tensor> a, b, c;
-            for (int64_t i = 0; i < p->n; i++) {
-                at::Tensor lse, x, y, z;
-                if (saved->kernel == FLASH_CPU)
-                    lse = saved->lse->t.narrow(1, p->start[i], p->start[i + 1] - p->start[i]).transpose(1, 2);
-                std::tie(x, y, z) = one_packed_backward(sequence(dout->t, p, i), sequence(q->t, p, i), sequence(k->t, p, i),
-                                                        sequence(v->t, p, i), sequence(out->t, p, i), saved->kernel, lse);
-                a.push_back(as_rows(x));
-                b.push_back(as_rows(fold_heads(y, k->t.size(1))));
-                c.push_back(as_rows(fold_heads(z, k->t.size(1))));
+        std::vector<at::Tensor> g[3];
+        for (const part &a : saved->state->v) {
+            at::Tensor x, y, z;
+            if (a.kernel == CUDNN) {
+                int64_t real = p->start[a.seq + a.n] - a.row;
+                at::Tensor d = dout->t.narrow(0, a.row, real), o = out->t.narrow(0, a.row, real);
+                if (real < a.rows) { // the gradient of what was added is zero
+                    d = at::constant_pad_nd(d, {0, 0, 0, 0, 0, a.rows - real});
+                    o = at::constant_pad_nd(o, {0, 0, 0, 0, 0, a.rows - real});
+                }
+                std::tie(x, y, z) = at::_scaled_dot_product_cudnn_attention_backward(
+                    batch(d, 0, a.rows, a.batch), batch(q->t, a.row, a.rows, a.batch), batch(k->t, a.row, a.rows, a.batch),
+                    batch(v->t, a.row, a.rows, a.batch), batch(o, 0, a.rows, a.batch), a.lse, a.seed, a.offset, at::Tensor(), a.cum_q, a.cum_k,
+                    a.max_q, a.max_k, 0.0, true, {});
+                for (at::Tensor *t : {&x, &y, &z})
+                    *t = t->transpose(1, 2).flatten(0, 1).narrow(0, 0, real);
+            } else if (a.kernel == FLASH_CUDA) {
+                std::tie(x, y, z) = at::_flash_attention_backward(
+                    dout->t.narrow(0, a.row, a.rows), q->t.narrow(0, a.row, a.rows), k->t.narrow(0, a.row, a.rows),
+                    v->t.narrow(0, a.row, a.rows), out->t.narrow(0, a.row, a.rows), a.lse, saved->state->cum, saved->state->cum, a.max_q, a.max_q, 0.0,
+                    true, a.seed, a.offset, {}, {}, {});
+            } else {
+                std::tie(x, y, z) = one_packed_backward(sequence(dout->t, p, a.seq), sequence(q->t, p, a.seq), sequence(k->t, p, a.seq),
+                                                        sequence(v->t, p, a.seq), sequence(out->t, p, a.seq), a.kernel, a.lse);
+                x = as_rows(x), y = as_rows(fold_heads(y, k->t.size(1))), z = as_rows(fold_heads(z, k->t.size(1)));
             }
-            gq = at::cat(a, 0), gk = at::cat(b, 0), gv = at::cat(c, 0);
+            g[0].push_back(std::move(x)), g[1].push_back(std::move(y)), g[2].push_back(std::move(z));
         }
-        *dq = own(std::move(gq));
-        *dk = own(std::move(gk));
-        *dv = own(std::move(gv));
+        th_tensor **to[3] = {dq, dk, dv};
+        for (int i = 0; i < 3; i++)
+            *to[i] = own(joined(g[i]));
     });
 }
 

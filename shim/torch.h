@@ -47,6 +47,15 @@ void th_sync(enum th_device d);            /* waits for the device */
 /* Bytes of device memory in use, at their highest, and free; zeros on the CPU. */
 void th_memory(enum th_device d, size_t *used, size_t *peak, size_t *free_bytes);
 void th_memory_reset_peak(enum th_device d);
+/* Bytes that could still be taken: free ones and those that freed tensors left to the allocator. */
+size_t th_memory_available(enum th_device d);
+/* fn(ctx, from, to) over parts of 0 .. n - 1 of at least `grain`, on the threads that operators use. */
+void th_parallel(int64_t n, int64_t grain, void (*fn)(void *ctx, int64_t from, int64_t to), void *ctx);
+/* Times on the device: marks in the order of its work, the seconds between two of them once it got there. */
+typedef struct th_mark th_mark;
+th_mark *th_mark_new(enum th_device d);    /* NULL on the CPU, where the others do nothing */
+void th_mark_free(th_mark *m);
+double th_mark_seconds(const th_mark *from, const th_mark *to); /* waits for `to` */
 size_t th_dtype_size(enum th_dtype t);
 
 /* ---- handles ---- */
@@ -57,6 +66,7 @@ void th_free(th_tensor *x);                /* of a kept handle; NULL is fine */
 th_tensor *th_alias(th_tensor *x);         /* a second handle to the same tensor */
 int th_rank(const th_tensor *x);
 int64_t th_size(const th_tensor *x, int dim); /* dim < 0 counts from the end */
+int64_t th_stride(const th_tensor *x, int dim); /* in elements */
 int64_t th_numel(const th_tensor *x);
 enum th_dtype th_dtype_of(const th_tensor *x);
 enum th_device th_device_of(const th_tensor *x);
@@ -80,6 +90,10 @@ void *th_data(th_tensor *x);                           /* of a contiguous tensor
 
 /* ---- views ---- */
 th_tensor *th_reshape(th_tensor *x, int rank, const int64_t *shape); /* one size may be -1 */
+th_tensor *th_unflatten(th_tensor *x, int dim, int64_t n); /* [.., a n, ..] -> [.., n, a, ..], a view of any strides */
+th_tensor *th_flatten(th_tensor *x, int dim);              /* [.., n, a, ..] -> [.., n a, ..] */
+/* Matrices of one width that lie one after the other in the same memory, as one; else NULL, which is no error. */
+th_tensor *th_adjacent(th_tensor *const *v, int n);
 th_tensor *th_narrow(th_tensor *x, int dim, int64_t start, int64_t length);
 th_tensor *th_transpose(th_tensor *x, int a, int b);
 th_tensor *th_contiguous(th_tensor *x);
@@ -92,6 +106,7 @@ th_tensor *th_add(th_tensor *a, th_tensor *b, double alpha); /* a + alpha b */
 th_tensor *th_mul(th_tensor *a, th_tensor *b);
 th_tensor *th_scale(th_tensor *a, double s);
 th_tensor *th_sum(th_tensor *x, int dim, bool keep_dim);
+th_tensor *th_sum_f32(th_tensor *x, int dim);                /* in float32 */
 th_tensor *th_sum_all(th_tensor *x);                         /* in float32 */
 th_tensor *th_norm(th_tensor *x);                            /* Euclidean, of all elements, in float32 */
 int th_add_(th_tensor *a, th_tensor *b, double alpha);       /* a += alpha b */
@@ -104,8 +119,11 @@ th_tensor *th_sqrt_plus(th_tensor *x, double eps);           /* sqrt(x) + eps */
 /* ---- matrix products ---- */
 th_tensor *th_matmul(th_tensor *a, th_tensor *b);
 th_tensor *th_linear(th_tensor *x, th_tensor *w, th_tensor *bias); /* x w^T + bias; bias NULL: none */
-/* out = beta out + alpha a b, for matrices [n, k] [k, m] (views may be transposed). */
+/* out = beta out + alpha a b, for matrices [n, k] [k, m] (views may be transposed); beta 0: out is only written.
+ * out may be float32 where a and b are bfloat16. */
 int th_addmm_(th_tensor *out, th_tensor *a, th_tensor *b, double beta, double alpha);
+/* out = a b + bias, a row of bias for each of out */
+int th_addmm_bias_(th_tensor *out, th_tensor *a, th_tensor *b, th_tensor *bias);
 
 /* ---- the transformer's ---- */
 th_tensor *th_embedding(th_tensor *w, th_tensor *ids);       /* rows of w [v, d] at ids [..] int64 */
@@ -144,20 +162,22 @@ struct th_packing {
     int64_t longest;
     th_tensor *cum;        /* start as int32 on the device; NULL on the CPU */
 };
-/* What the backward pass wants of th_attention_packed(): handles of the caller's scope or NULL. */
+/* What the backward pass wants of th_attention_packed(): start with {0}. */
 struct th_attention_saved {
     int kernel;
-    th_tensor *lse, *seed, *offset, *cum_q, *cum_k;
-    int64_t max_q, max_k;
+    struct th_attention_state *state;
 };
-/* Causal attention inside each packed sequence: q [rows, h, d], k and v [rows, h_kv, d]; the result is
- * [rows, h, d], contiguous.  saved NULL: inference. */
+void th_attention_saved_free(struct th_attention_saved *s);
+/* Causal attention inside each packed sequence: q [rows, h, d], k and v [rows, h_kv, d], views whose last dimension is
+ * dense; the result is [rows of the sequences, h, d], dense.  q, k and v have th_packing_rows() rows: on a GPU more than the
+ * sequences', which are read and must be finite, but do not count.  saved NULL: inference. */
 th_tensor *th_attention_packed(th_tensor *q, th_tensor *k, th_tensor *v, const struct th_packing *p,
                                struct th_attention_saved *saved);
-/* Gradients into dq, dk, dv (new handles). */
+/* Gradients of the sequences' rows into dq, dk, dv: new handles, dense.  dout and out are dense. */
 int th_attention_packed_backward(th_tensor *dout, th_tensor *q, th_tensor *k, th_tensor *v, th_tensor *out,
                                  const struct th_packing *p, const struct th_attention_saved *saved,
                                  th_tensor **dq, th_tensor **dk, th_tensor **dv);
+int64_t th_packing_rows(const struct th_packing *p, enum th_device d);
 
 #ifdef __cplusplus
 }

@@ -449,7 +449,7 @@ static int make_model(struct trainer *tr)
     rc = !strcmp(init, "random") ? model_init(model_dir, dtype, device, (uint64_t)seed, &tr->m) : model_load(model_dir, dtype, device, &tr->m);
     if (rc < 0)
         return rc;
-    tr->m->recompute = recompute;
+    tr->m->memory = recompute ? MEMORY_LOW : MEMORY_AUTO;
     if (tok_n_ids(tr->tok) > tr->m->cfg.vocab)
         return err_set(ERR_FORMAT, "%s has %d ids, %s only %lld: tokenizer and model do not fit", tokenizer_dir, (int)tok_n_ids(tr->tok),
                        model_dir, (long long)tr->m->cfg.vocab);

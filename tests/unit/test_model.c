@@ -114,7 +114,7 @@ static void every_weights_gradient_equals_transformers(void **state)
             open_into(&g, cases[c]);
             double loss;
             size_t n;
-            g.m->recompute = recompute;
+            g.m->memory = recompute ? MEMORY_LOW : MEMORY_HIGH;
             assert_int_equal(model_train_all(g.m), 0);
             assert_int_equal(model_loss(g.m, g.seq, 2, true, 1, &loss, &n), 0);
             assert_int_equal(n, 2 * (S - g.seq[0].response));
