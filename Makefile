@@ -68,7 +68,7 @@ TORCH_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/torch*.cc))
 OCCT_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/occt*.cc))
 FAISS_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/faiss*.cc))
 
-NEED_TORCH := rag-pairs sft merge-lora generate serve eval-loss
+NEED_TORCH := rag-pairs sft train-bench merge-lora generate serve eval-loss
 NEED_OCCT := synth step-render renderability chamfer geometry-reward report
 NEED_FAISS := rag-pairs
 

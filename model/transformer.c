@@ -134,7 +134,7 @@ static int make_weight(struct model *m, const char *name, int rank, int64_t rows
         if ((rc = st_get(m->file, name, rank, shape, &t)) == ERR_OK && (rc = st_to_th(t->dtype, &from)) == ERR_OK)
             p->w = th_keep(th_to(th_borrow(t->data, rank, shape, from), m->dtype, m->device));
     } else {
-        th_tensor *w = th_empty(rank, shape, TH_F32, TH_CPU); /* drawn on the CPU: the same on every device */
+        th_tensor *w = th_empty(rank, shape, TH_F32, m->draw_on_device ? m->device : TH_CPU);
         rc = rank == 2 ? th_normal_(w, 0, m->cfg.init_std) : th_fill_(w, fill);
         p->w = th_keep(th_to(w, m->dtype, m->device));
     }
@@ -183,12 +183,14 @@ static int build(struct model *m)
     return rc;
 }
 
-static int make_model(const char *dir, enum th_dtype dtype, enum th_device device, struct st *file, struct model **out)
+static int make_model(const char *dir, enum th_dtype dtype, enum th_device device, struct st *file, bool draw_on_device,
+                      struct model **out)
 {
     struct model *m = xcalloc(1, sizeof *m);
     m->dtype = dtype;
     m->device = device;
     m->file = file;
+    m->draw_on_device = draw_on_device;
     int rc = model_config_read(dir, &m->cfg);
     if (rc == ERR_OK)
         rc = build(m);
@@ -207,14 +209,14 @@ int model_load(const char *dir, enum th_dtype dtype, enum th_device device, stru
     if (!path_is_dir(dir))
         return err_set(ERR_IO, "%s: no such model folder", dir);
     int rc = st_open(dir, &file);
-    return rc < 0 ? rc : make_model(dir, dtype, device, file, out);
+    return rc < 0 ? rc : make_model(dir, dtype, device, file, false, out);
 }
 
 int model_init(const char *dir, enum th_dtype dtype, enum th_device device, uint64_t seed, struct model **out)
 {
     *out = NULL;
     th_seed(seed);
-    return make_model(dir, dtype, device, NULL, out);
+    return make_model(dir, dtype, device, NULL, seed == MODEL_DRAW_ON_DEVICE, out);
 }
 
 static void param_free(struct param *p)

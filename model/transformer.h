@@ -76,6 +76,7 @@ struct model {
     struct layer *layers;
     double lora_scale;       /* alpha / r, or alpha / sqrt(r) */
     th_tensor *cos, *sin;    /* [positions, head_dim], grown on demand */
+    bool draw_on_device;
     enum model_memory memory;
     bool profile;            /* time the phases of model_loss() */
     struct train *train;     /* of train.c */
@@ -88,7 +89,9 @@ struct model {
 
 /* Loads a Hugging Face folder.  ERR_IO, ERR_FORMAT, ERR_NOMEM. */
 int model_load(const char *dir, enum th_dtype dtype, enum th_device device, struct model **out);
-/* Random weights (normal, config's initializer_range; norms one, biases zero) by DIR/config.json. */
+/* Random weights (normal, config's initializer_range; norms one, biases zero) by DIR/config.json, the same on every device; with the
+ * seed MODEL_DRAW_ON_DEVICE faster, and others. */
+enum { MODEL_DRAW_ON_DEVICE = 0x7fffffff };
 int model_init(const char *dir, enum th_dtype dtype, enum th_device device, uint64_t seed, struct model **out);
 void model_free(struct model *m); /* NULL is fine */
 

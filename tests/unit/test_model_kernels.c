@@ -1,0 +1,252 @@
+/* The training step's kernels (kernels/train.h) against ATen's operators in float32: on the CPU the twins of model/train_twin.c, with
+ * TEST_DEVICE=cuda those of kernels/train.cu.  Both types, sizes that fill whole blocks and sizes that do not. */
+#include "tests/unit/testutil.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/train.h"
+#include "lib/err.h"
+#include "lib/mem.h"
+#include "shim/kernels.h"
+#include "shim/torch.h"
+
+static enum th_device device = TH_CPU;
+static const struct train_kernels *kernels;
+static struct tk tk;
+static enum th_dtype type;
+
+static th_tensor *random2(int64_t rows, int64_t cols)
+{
+    int64_t shape[2] = {rows, cols};
+    th_tensor *x = th_empty(2, shape, TH_F32, TH_CPU);
+    assert_int_equal(th_normal_(x, 0, 1), 0);
+    return th_to(x, type, TH_CPU);
+}
+
+static th_tensor *on_device(th_tensor *x) { return th_clone(th_to(x, th_dtype_of(x), device)); }
+static th_tensor *f32(th_tensor *x) { return th_to(x, TH_F32, TH_CPU); }
+
+static th_tensor *made(int64_t rows, int64_t cols, enum th_dtype t)
+{
+    int64_t shape[2] = {rows, cols};
+    th_tensor *x = th_empty(2, shape, t, device);
+    assert_int_equal(th_fill_(x, NAN), 0); /* what is not written shows */
+    return x;
+}
+
+static th_tensor *ints(const int32_t *v, int64_t n)
+{
+    return th_from(v, 1, &n, TH_I32, device);
+}
+
+/* ||got - want|| / ||want|| */
+static void close_to(const char *what, th_tensor *got, th_tensor *want, double f32_limit)
+{
+    if (!got || !want)
+        fail_msg("%s: %s", what, err_text());
+    assert_int_equal(th_numel(got), th_numel(want));
+    double limit = type == TH_BF16 && th_dtype_of(got) == TH_BF16 ? 4e-3 : f32_limit;
+    th_tensor *w = f32(want), *g = f32(got);
+    int64_t shape[1] = {-1};
+    g = th_reshape(g, 1, shape);
+    w = th_reshape(w, 1, shape);
+    double off = th_item(th_norm(th_add(g, w, -1))) / (th_item(th_norm(w)) + 1e-30);
+    if (!(off < limit))
+        fail_msg("%s (%s) is off by %g", what, type == TH_BF16 ? "bfloat16" : "float32", off);
+}
+
+static void ok(int code)
+{
+    if (code)
+        fail_msg("%s", kernels->error(code));
+}
+
+static void norms(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{3, 64}, {37, 520}, {50, 2048}, {2050, 512}, {9, 3072}, {5, 8192}};
+    for (size_t c = 0; c < ARRAY_LEN(sizes); c++)
+        for (int added = 0; added < 2; added++) {
+            int64_t n = sizes[c][0], d = sizes[c][1], ld = d + 64, partials[2] = {TK_PARTIALS, d};
+            size_t scope = th_scope_begin();
+            th_tensor *x = random2(n, d), *a = random2(n, d), *w = random2(1, d), *dh = random2(n, ld), *dy = random2(n, ld), *r, *dw;
+            th_tensor *gx = on_device(x), *ga = on_device(a), *gw = on_device(w), *gdh = on_device(dh), *gdy = on_device(dy);
+            th_tensor *sum = made(n, d, type), *y = made(n, ld, type), *rstd = made(n, 1, TH_F32);
+            ok(kernels->rms_norm(&tk, n, d, th_data(gx), added ? th_data(ga) : NULL, th_data(gw), 1e-6f, th_data(sum), th_data(y), ld, th_data(rstd)));
+            int64_t vector[1] = {d};
+            th_tensor *s = added ? f32(th_to(th_add(f32(x), f32(a), 1), type, TH_CPU)) : f32(x), *w1 = th_reshape(f32(w), 1, vector);
+            th_tensor *want = th_rms_norm(s, w1, 1e-6, &r);
+            close_to("sum", sum, s, 1e-6);
+            close_to("rms_norm", th_narrow(y, 1, 0, d), want, 1e-5);
+            close_to("rstd", rstd, r, 1e-5);
+            for (int accumulate = 0; accumulate < 2; accumulate++) {
+                th_tensor *dx = accumulate ? gdy : made(n, ld, type), *partial = th_empty(2, partials, TH_F32, device), *gdw = made(1, d, TH_F32);
+                assert_int_equal(th_fill_(gdw, 0), 0);
+                ok(kernels->rms_norm_backward(&tk, n, d, th_data(gdh), ld, th_data(sum), th_data(gw), th_data(rstd), accumulate, th_data(dx), ld,
+                                              accumulate ? NULL : th_data(partial)));
+                th_tensor *back = th_rms_norm_backward(th_contiguous(th_narrow(f32(dh), 1, 0, d)), f32(sum), w1, f32(rstd), &dw);
+                if (accumulate)
+                    back = th_add(back, th_narrow(f32(dy), 1, 0, d), 1);
+                close_to("rms_norm_backward", th_narrow(dx, 1, 0, d), back, 1e-5);
+                if (accumulate)
+                    continue;
+                ok(kernels->column_sums(&tk, TK_PARTIALS, d, th_data(partial), th_data(gdw)));
+                ok(kernels->column_sums(&tk, TK_PARTIALS, d, th_data(partial), th_data(gdw)));
+                close_to("the weight's gradient, twice", gdw, th_scale(dw, 2), 1e-4);
+            }
+            th_scope_end(scope);
+        }
+}
+
+static th_tensor *heads(th_tensor *x, int64_t from, int64_t n, int64_t d)
+{
+    return th_unflatten(th_narrow(x, 1, from * d, n * d), 1, n);
+}
+
+static void rotary_positions(void **state)
+{
+    (void)state;
+    const int64_t dims[] = {8, 64, 128};
+    for (size_t c = 0; c < ARRAY_LEN(dims); c++) {
+        int64_t n = 71, h = 6, kv = 2, d = dims[c], shape[3] = {n, 1, d};
+        int32_t pos[71];
+        size_t scope = th_scope_begin();
+        for (int i = 0; i < n; i++)
+            pos[i] = (i * 7) % 50;
+        th_tensor *table[2] = {random2(50, d / 2), random2(50, d / 2)}, *full[2], *gt[2], *index = th_to(th_from(pos, 1, &n, TH_I32, TH_CPU), TH_I64, TH_CPU);
+        for (int i = 0; i < 2; i++) {
+            table[i] = f32(table[i]);
+            gt[i] = on_device(table[i]);
+            full[i] = th_reshape(th_index_select(th_cat((th_tensor *[]){table[i], table[i]}, 2, 1), 0, index), 3, shape);
+        }
+        th_tensor *x = random2(n, (h + 2 * kv) * d), *gx = on_device(x), *dx = made(n, (h + 2 * kv) * d, type), *gp = ints(pos, n);
+        ok(kernels->rope(&tk, n, h + kv, d, th_data(gx), (h + 2 * kv) * d, th_data(gp), th_data(gt[0]), th_data(gt[1])));
+        close_to("rope", heads(gx, 0, h + kv, d), th_rope(heads(f32(x), 0, h + kv, d), full[0], full[1], false), 1e-5);
+        close_to("v", heads(gx, h + kv, kv, d), heads(x, h + kv, kv, d), 1e-9);
+        th_tensor *q = th_contiguous(heads(x, 0, h, d)), *k = th_contiguous(heads(x, h, kv, d)), *v = th_contiguous(heads(x, h + kv, kv, d));
+        th_tensor *gq = on_device(q), *gk = on_device(k), *gv = on_device(v);
+        ok(kernels->rope_backward(&tk, n, h, kv, d, th_data(gq), th_data(gk), th_data(gv), th_data(dx), th_data(gp), th_data(gt[0]), th_data(gt[1])));
+        close_to("rope_backward", heads(dx, 0, h + kv, d), th_rope(heads(f32(x), 0, h + kv, d), full[0], full[1], true), 1e-5);
+        close_to("dv", heads(dx, h + kv, kv, d), v, 1e-9);
+        th_scope_end(scope);
+    }
+}
+
+static void gated_activations(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{5, 48}, {33, 1376}, {3, 11008}};
+    for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
+        int64_t n = sizes[c][0], f = sizes[c][1], ld = f + 64;
+        size_t scope = th_scope_begin();
+        th_tensor *gu = random2(n, 2 * f), *d = random2(n, f), *ggu = on_device(gu), *gd = on_device(d), *act = made(n, ld, type), *again = made(n, ld, type);
+        th_tensor *g = th_contiguous(th_narrow(f32(gu), 1, 0, f)), *u = th_narrow(f32(gu), 1, f, f), *want = th_mul(th_silu(g), u);
+        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld));
+        close_to("swiglu", th_narrow(act, 1, 0, f), want, 1e-5);
+        ok(kernels->swiglu_backward(&tk, n, f, th_data(ggu), th_data(gd), th_data(again), ld));
+        close_to("swiglu, again", th_narrow(again, 1, 0, f), want, 1e-5);
+        close_to("gate's gradient", th_narrow(ggu, 1, 0, f), th_silu_backward(th_mul(f32(d), u), g), 1e-5);
+        close_to("up's gradient", th_narrow(ggu, 1, f, f), th_mul(f32(d), th_silu(g)), 1e-5);
+        th_scope_end(scope);
+    }
+}
+
+static void cross_entropy(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{7, 97}, {40, 1536}, {3, 151936}};
+    for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
+        int64_t n = sizes[c][0], v = sizes[c][1], shape[2] = {n, 1};
+        int32_t *target = xmalloc((size_t)n * sizeof *target);
+        size_t scope = th_scope_begin();
+        for (int64_t i = 0; i < n; i++)
+            target[i] = (int32_t)((i * 7919 + 3) % v);
+        th_tensor *x = random2(n, v), *gx = on_device(x), *t = ints(target, n), *loss = made(n, 1, TH_F32);
+        th_tensor *index = th_reshape(th_to(th_from(target, 1, &n, TH_I32, TH_CPU), TH_I64, TH_CPU), 2, shape);
+        th_tensor *logp = th_log_softmax(f32(x)), *p = th_softmax(f32(x), 1), *one = th_empty(2, shape, TH_F32, TH_CPU);
+        ok(kernels->cross_entropy(&tk, n, v, th_data(gx), th_data(t), 0, 0, th_data(loss)));
+        close_to("loss", loss, th_scale(th_gather(logp, 1, index), -1), 1e-5);
+        close_to("untouched", gx, x, 1e-9);
+        ok(kernels->cross_entropy(&tk, n, v, th_data(gx), th_data(t), 1, 0.25f, th_data(loss)));
+        close_to("loss", loss, th_scale(th_gather(logp, 1, index), -1), 1e-5);
+        assert_int_equal(th_fill_(one, -1), 0);
+        assert_int_equal(th_scatter_add_(p, 1, index, one), 0);
+        close_to("its gradient", gx, th_scale(p, 0.25), 1e-5);
+        th_scope_end(scope);
+        free(target);
+    }
+}
+
+static void embeddings_gradient(void **state)
+{
+    (void)state;
+    /* five tokens: 2 rows, 1, 3 in two segments, ... of rows 0..6 */
+    const int32_t order[] = {0, 3, 1, 2, 4, 6, 5}, seg[] = {0, 2, 3, 5, 6, 7}, id[] = {1, 4, 5, 9}, of[] = {0, 1, 2, 4, 5};
+    const int64_t token[] = {1, 4, 5, 1, 5, 9, 5};
+    int64_t n = 7, d = 520, shape[2] = {10, d};
+    size_t scope = th_scope_begin();
+    th_tensor *dy = random2(n, d + 8), *gdy = on_device(dy), *grad = th_zeros(2, shape, TH_F32, device), *want = th_zeros(2, shape, TH_F32, TH_CPU);
+    th_tensor *o = ints(order, 7), *s = ints(seg, 6), *i = ints(id, 4), *f = ints(of, 5), *partial = made(5, d, TH_F32);
+    ok(kernels->embed_backward(&tk, d, th_data(gdy), d + 8, th_data(o), 5, th_data(s), 4, th_data(i), th_data(f), th_data(partial), th_data(grad)));
+    assert_int_equal(th_index_add_(want, 0, th_from(token, 1, &n, TH_I64, TH_CPU), th_narrow(f32(dy), 1, 0, d)), 0);
+    close_to("embedding's gradient", grad, want, 1e-6);
+    th_scope_end(scope);
+}
+
+static void copies(void **state)
+{
+    (void)state;
+    size_t scope = th_scope_begin();
+    th_tensor *a = random2(3, 40), *b = random2(16, 5), *ga = on_device(a), *gb = on_device(b), *to = made(30, 64, type);
+    assert_int_equal(th_fill_(to, 0), 0);
+    th_tensor *ta = th_narrow(th_narrow(to, 0, 2, 3), 1, 1, 40), *tb = th_narrow(th_narrow(to, 0, 10, 16), 1, 50, 5);
+    struct tk_copy list[2] = {{th_data(ga), th_data(ta), 3, 40, 64, 1, 0}, {th_data(gb), th_data(tb), 16, 5, 64, 0.5f, 0}};
+    int64_t bytes = sizeof list;
+    th_tensor *on = th_from(list, 1, &bytes, TH_U8, device);
+    ok(kernels->copy(&tk, 2, th_data(on)));
+    close_to("copy", ta, a, 1e-9);
+    close_to("copy, scaled", tb, th_scale(f32(b), 0.5), 1e-9);
+    th_scope_end(scope);
+}
+
+static int in_bfloat16(void **state)
+{
+    (void)state;
+    type = TH_BF16;
+    tk.type = TK_BF16;
+    return 0;
+}
+
+static int in_float32(void **state)
+{
+    (void)state;
+    type = TH_F32;
+    tk.type = TK_F32;
+    return 0;
+}
+
+#define BOTH(f) {#f ", float32", f, in_float32, NULL, NULL}, {#f ", bfloat16", f, in_bfloat16, NULL, NULL}
+
+int main(void)
+{
+    const char *d = getenv("TEST_DEVICE");
+    if (th_device_open(d ? d : "cpu", &device) < 0) {
+        fprintf(stderr, "%s: %s\n", d, err_text());
+        return 1;
+    }
+    kernels = train_kernels_cpu();
+    if (device == TH_CUDA) {
+        const struct train_kernels *(*table)(void) = (const struct train_kernels *(*)(void))kernel("train_kernels");
+        if (!table) {
+            fprintf(stderr, "%s\n", err_text());
+            return 1;
+        }
+        kernels = table();
+        tk.stream = kernel_stream();
+    }
+    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(cross_entropy), BOTH(embeddings_gradient),
+                                       BOTH(copies)};
+    return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
+}
