@@ -4,8 +4,9 @@
 #include "lib/pairs.h"
 #include "lib/tool.h"
 
-static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict", *steps;
-static int64_t seed = 3407;
+static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict", *steps, *parts_file;
+static int64_t seed = 3407, n_test, n_val;
+static bool unique;
 
 static struct opt options[] = {
     {.name = "in", .type = OPT_STR, .value = &in, .arg = "FILE", .help = "pair records to read", .flags = OPT_REQUIRED},
@@ -13,10 +14,15 @@ static struct opt options[] = {
      .help = "folder for train.json, test.json and val.json", .flags = OPT_REQUIRED},
     {.name = "ratios", .type = OPT_STR, .value = &ratios, .arg = "A,B,C",
      .help = "percent of train, test and val; whole numbers that make 100"},
+    {.name = "test", .type = OPT_INT, .value = &n_test, .arg = "N", .help = "so many test records, instead of --ratios", .max = 1e12},
+    {.name = "val", .type = OPT_INT, .value = &n_val, .arg = "N", .help = "and so many val records; train gets the others", .max = 1e12},
+    {.name = "unique", .type = OPT_FLAG, .value = &unique, .help = "a record whose output an earlier one has, too, is left out"},
+    {.name = "parts", .type = OPT_STR, .value = &parts_file, .arg = "FILE", .help = "what `synth --json` printed, for --group-by sizes"},
     {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "another number, another split", .min = 0,
      .max = 9e15},
-    {.name = "group-by", .type = OPT_STR, .value = &group_by, .arg = "KEY", .choices = "caption|none",
-     .help = "caption: records of one caption stay together; none: each record by itself "
+    {.name = "group-by", .type = OPT_STR, .value = &group_by, .arg = "KEY", .choices = "caption|sizes|none",
+     .help = "caption: records of one caption stay together; sizes: parts of one family and the same sizes do, told or "
+             "not; none: each record by itself "
              "(default: caption in strict mode, none in reference mode)"},
     {.name = "mode", .type = OPT_STR, .value = &mode, .arg = "MODE", .choices = "strict|reference",
      .help = "reference: sizes as the original computes them, in floating point, and no groups"},
@@ -33,7 +39,8 @@ static const struct tool_spec spec = {
                "original.  A caption that many records share would tell the answer of a test record if it were\n"
                "in train as well: they stay together, and the sizes come out as said if enough captions are\n"
                "unique.  How many test and val captions are in train is reported either way.\n\n"
-               "  split --in fit.json --out data/ --steps raw/steps\n",
+               "  split --in fit.json --out data/ --steps raw/steps\n"
+               "  split --in fit.json --out data/ --test 1000 --val 200 --unique --group-by sizes --parts synth.jsonl\n",
     .options = options,
 };
 
@@ -41,13 +48,14 @@ enum { TRAIN, TEST, VAL, N_SETS };
 static const char *const set_names[N_SETS] = {"train", "test", "val"};
 
 struct record {
-    uint64_t offset, caption; /* place in the file; hash of the caption */
+    uint64_t offset, key; /* place in the file; hash of the caption, or of what --group-by says */
+    uint64_t content;     /* hash of the output */
     size_t index;
     int set;
 };
 
 struct group {
-    size_t from, n; /* records, when sorted by caption */
+    size_t from, n; /* records, when sorted by key */
     uint64_t order; /* random */
 };
 
@@ -85,11 +93,11 @@ static size_t share(size_t n, int percent, bool reference)
     return reference ? (size_t)((double)n * (percent / 100.0)) : (size_t)((unsigned __int128)n * (unsigned)percent / 100);
 }
 
-static int by_caption(const void *a, const void *b)
+static int by_key(const void *a, const void *b)
 {
     const struct record *x = a, *y = b;
-    if (x->caption != y->caption)
-        return x->caption < y->caption ? -1 : 1;
+    if (x->key != y->key)
+        return x->key < y->key ? -1 : 1;
     return x->index < y->index ? -1 : 1;
 }
 
@@ -108,9 +116,9 @@ static void assign(struct record *v, size_t n, bool grouped, const size_t size[N
     struct group *g = xmalloc((n + 1) * sizeof *g);
     size_t n_groups = 0, room[N_SETS];
     if (grouped)
-        qsort(v, n, sizeof *v, by_caption);
+        qsort(v, n, sizeof *v, by_key);
     for (size_t i = 0, j; i < n; i = j) {
-        for (j = i + 1; grouped && j < n && v[j].caption == v[i].caption;)
+        for (j = i + 1; grouped && j < n && v[j].key == v[i].key;)
             j++;
         g[n_groups++] = (struct group){i, j - i, random_u64(rng)};
     }
@@ -137,19 +145,19 @@ static void assign(struct record *v, size_t n, bool grouped, const size_t size[N
 }
 
 struct leak {
-    size_t captions, shared; /* distinct captions; those in train and elsewhere */
-    size_t records[N_SETS];  /* records of test and val whose caption is in train */
+    size_t keys, shared;    /* distinct captions (or other keys); those in train and elsewhere */
+    size_t records[N_SETS]; /* records of test and val whose key is in train */
 };
 
 static struct leak find_leak(struct record *v, size_t n)
 {
     struct leak l = {0};
-    qsort(v, n, sizeof *v, by_caption);
+    qsort(v, n, sizeof *v, by_key);
     for (size_t i = 0, j; i < n; i = j) {
         size_t in_set[N_SETS] = {0};
-        for (j = i; j < n && v[j].caption == v[i].caption; j++)
+        for (j = i; j < n && v[j].key == v[i].key; j++)
             in_set[v[j].set]++;
-        l.captions++;
+        l.keys++;
         if (in_set[TRAIN] && (in_set[TEST] || in_set[VAL])) {
             l.shared++;
             l.records[TEST] += in_set[TEST];
@@ -273,59 +281,154 @@ static int write_truth(struct tool *t, struct pairs *r, const struct record *v, 
     return rc;
 }
 
-static int report(struct tool *t, const size_t got[N_SETS], const size_t size[N_SETS], const struct leak *l)
+static int report(struct tool *t, const size_t got[N_SETS], const size_t size[N_SETS], const struct leak *l, size_t repeated)
 {
+    const char *what = group_by && !strcmp(group_by, "sizes") ? "sizes" : "captions";
     struct buf b = BUF_INIT;
     struct jw j = JW_INIT(&b);
     jw_object(&j);
     for (int s = 0; s < N_SETS; s++)
         jw_kv_int(&j, set_names[s], (int64_t)got[s]);
-    jw_kv_int(&j, "captions", (int64_t)l->captions);
-    jw_kv_int(&j, "shared_captions", (int64_t)l->shared);
+    jw_kv_int(&j, what, (int64_t)l->keys);
+    jw_kv_int(&j, *what == 's' ? "shared_sizes" : "shared_captions", (int64_t)l->shared);
+    if (unique)
+        jw_kv_int(&j, "repeated", (int64_t)repeated);
     jw_kv_int(&j, "leaked_test", (int64_t)l->records[TEST]);
     jw_kv_int(&j, "leaked_val", (int64_t)l->records[VAL]);
     jw_end(&j);
     tool_json_line(t, b.s);
     buf_release(&b);
-    tool_print(t, "%zu train, %zu test, %zu val; %zu distinct captions, %zu of them in train and elsewhere "
-               "(%zu test and %zu val records)\n", got[TRAIN], got[TEST], got[VAL], l->captions, l->shared,
+    tool_print(t, "%zu train, %zu test, %zu val; %zu distinct %s, %zu of them in train and elsewhere "
+               "(%zu test and %zu val records)\n", got[TRAIN], got[TEST], got[VAL], l->keys, what, l->shared,
                l->records[TEST], l->records[VAL]);
+    if (unique)
+        tool_print(t, "%zu records repeated the output of another and were left out\n", repeated);
     if (l->shared)
-        log_warn("%zu test and %zu val records have a caption that is in train, too (--group-by caption keeps them apart)",
-                 l->records[TEST], l->records[VAL]);
+        log_warn("%zu test and %zu val records have %s that %s in train, too (--group-by %s keeps them apart)", l->records[TEST],
+                 l->records[VAL], *what == 's' ? "sizes" : "a caption", *what == 's' ? "are" : "is", *what == 's' ? what : "caption");
     if (memcmp(got, size, N_SETS * sizeof *got))
-        log_warn("too many records share captions: %zu, %zu, %zu were due", size[TRAIN], size[TEST], size[VAL]);
+        log_warn("too many records share %s: %zu, %zu, %zu were due", what, size[TRAIN], size[TEST], size[VAL]);
     int rc = ERR_OK;
     for (int s = 0; s < N_SETS && rc == ERR_OK; s++)
         rc = tool_metric(t, 0, set_names[s], (double)got[s]);
     return rc < 0 ? rc : tool_metric(t, 0, "shared_captions", (double)l->shared);
 }
 
+/* ---- sizes of made parts ---- */
+
+struct sizes {
+    json_t *key_of; /* part id: "family\nsize\nsize" */
+};
+
+/* Lines of `synth --json`: {"id", "family", "sizes": [...]}. */
+static int read_sizes(struct sizes *s)
+{
+    struct file_map f;
+    *s = (struct sizes){.key_of = json_object()};
+    int rc = file_map(parts_file, 0, &f);
+    if (rc < 0)
+        return rc;
+    const char *p = f.data, *end = p + f.size;
+    for (size_t line = 1; p < end && rc == ERR_OK; line++) {
+        const char *stop = memchr(p, '\n', (size_t)(end - p));
+        stop = stop ? stop : end;
+        json_t *o = NULL;
+        if ((rc = json_read_mem(parts_file, p, (size_t)(stop - p), &o)) == ERR_OK) {
+            const char *id = json_string_value(json_object_get(o, "id")), *family = json_string_value(json_object_get(o, "family"));
+            json_t *sizes = json_object_get(o, "sizes"), *one;
+            size_t i;
+            struct buf key = BUF_INIT;
+            if (id && family && json_is_array(sizes)) {
+                buf_puts(&key, family);
+                json_array_foreach(sizes, i, one)
+                    buf_printf(&key, "\n%s", json_is_string(one) ? json_string_value(one) : "");
+                json_object_set_new(s->key_of, id, json_string(key.s));
+            } else {
+                rc = err_set(ERR_FORMAT, "%s:%zu: no id, family and sizes, as `synth --json` prints them", parts_file, line);
+            }
+            buf_release(&key);
+        }
+        json_decref(o);
+        p = stop + 1;
+    }
+    file_unmap(&f);
+    return rc;
+}
+
+static int key_of(const struct sizes *s, const struct pair *p, uint64_t *key)
+{
+    const char *text = p->caption;
+    if (s->key_of && !(text = json_string_value(json_object_get(s->key_of, p->id_original))))
+        return err_set(ERR_FORMAT, "%s: record %zu: %s does not tell of part %s", in, p->index + 1, parts_file, p->id_original);
+    *key = fnv1a(FNV_INIT, text, strlen(text));
+    return ERR_OK;
+}
+
+static int by_content(const void *a, const void *b)
+{
+    const struct record *x = a, *y = b;
+    if (x->content != y->content)
+        return x->content < y->content ? -1 : 1;
+    return x->index < y->index ? -1 : 1;
+}
+
+/* Keeps the first record of each output; returns how many are left. */
+static size_t drop_repeated(struct record *v, size_t n)
+{
+    size_t kept = 0;
+    qsort(v, n, sizeof *v, by_content);
+    for (size_t i = 0; i < n; i++)
+        if (!i || v[i].content != v[i - 1].content)
+            v[kept++] = v[i];
+    qsort(v, kept, sizeof *v, by_index);
+    return kept;
+}
+
 static int run(struct tool *t, const int percent[N_SETS])
 {
     bool reference = !strcmp(mode, "reference");
-    bool grouped = group_by ? !strcmp(group_by, "caption") : !reference;
+    bool grouped = group_by ? strcmp(group_by, "none") != 0 : !reference;
     struct pairs *r;
     struct pair p;
     struct record *v = NULL;
-    size_t n = 0, cap = 0;
+    struct sizes sizes = {0};
+    size_t n = 0, cap = 0, n_read;
     uint64_t rng = (uint64_t)seed, told = 0;
-    int rc = pairs_open(in, &r);
-    if (rc < 0)
+    int rc = group_by && !strcmp(group_by, "sizes") ? read_sizes(&sizes) : ERR_OK;
+    if (rc == ERR_OK)
+        rc = pairs_open(in, &r);
+    if (rc < 0) {
+        json_decref(sizes.key_of);
         return rc;
+    }
     progress_start("reading records", pairs_size(r), "B");
     while ((rc = pairs_next(r, &p)) > 0) {
+        struct record own = {.offset = p.offset, .content = fnv1a(FNV_INIT, p.output, strlen(p.output)), .index = p.index};
+        if ((rc = key_of(&sizes, &p, &own.key)) < 0)
+            break;
         ARRAY_GROW(v, cap, n + 1);
-        v[n++] = (struct record){p.offset, fnv1a(FNV_INIT, p.caption, strlen(p.caption)), p.index, 0};
+        v[n++] = own;
         progress_add(p.offset - told, 0);
         told = p.offset;
     }
     progress_end();
+    size_t size[N_SETS], got[N_SETS] = {0};
+    n_read = n;
     if (rc == ERR_OK) {
-        size_t size[N_SETS], got[N_SETS] = {0};
+        if (unique)
+            n = drop_repeated(v, n);
         size[TRAIN] = share(n, percent[TRAIN], reference);
         size[TEST] = share(n, percent[TEST], reference);
         size[VAL] = n - size[TRAIN] - size[TEST];
+        if (n_test || n_val) {
+            if ((size_t)(n_test + n_val) > n)
+                rc = err_set(ERR_USAGE, "--test %lld and --val %lld of %zu records", (long long)n_test, (long long)n_val, n);
+            size[TEST] = (size_t)n_test;
+            size[VAL] = (size_t)n_val;
+            size[TRAIN] = n - size[TEST] - size[VAL];
+        }
+    }
+    if (rc == ERR_OK) {
         assign(v, n, grouped, size, &rng);
         struct leak l = find_leak(v, n);
         for (size_t i = 0; i < n; i++)
@@ -341,9 +444,10 @@ static int run(struct tool *t, const int percent[N_SETS])
         if (rc == ERR_OK && steps)
             rc = write_truth(t, r, v, n);
         if (rc == ERR_OK)
-            rc = report(t, got, size, &l);
+            rc = report(t, got, size, &l, n_read - n);
     }
     pairs_close(r);
+    json_decref(sizes.key_of);
     free(v);
     return rc;
 }
@@ -354,6 +458,8 @@ int main(int argc, char **argv)
     int percent[N_SETS];
     tool_start(&t, &spec, argc, argv);
     int rc = parse_ratios(percent);
+    if (rc == ERR_OK && !!parts_file != (group_by && !strcmp(group_by, "sizes")))
+        rc = err_set(ERR_USAGE, "--group-by sizes and --parts FILE go together");
     if (rc == ERR_OK)
         rc = tool_begin(&t);
     if (rc == ERR_OK)

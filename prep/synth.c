@@ -1180,7 +1180,7 @@ static const struct family {
 };
 
 /* ---- the tool ---- */
-static const char *out, *only, *excluded;
+static const char *out, *only, *excluded, *writer = "lean";
 static int64_t count, seed = 1, start, max_entities, read_back_every = 1;
 
 static struct opt options[] = {
@@ -1192,6 +1192,8 @@ static struct opt options[] = {
     {.name = "exclude-families", .type = OPT_STR, .value = &excluded, .arg = "LIST", .help = "none of these"},
     {.name = "captions", .type = OPT_STR, .value = &caption_style, .arg = "STYLE", .choices = "plain|dimensions|mixed|varied",
      .help = "what the part is; that and its sizes in mm; sizes for every third part; or many wordings, mostly with sizes"},
+    {.name = "writer", .type = OPT_STR, .value = &writer, .arg = "KIND", .choices = "lean|opencascade",
+     .help = "lean: short, children first; opencascade: as its own writer has it"},
     {.name = "read-back", .type = OPT_INT, .value = &read_back_every, .arg = "N", .help = "read every N-th file back as a stranger would (0: none)", .max = 1e9},
     {.name = "max-entities", .type = OPT_INT, .value = &max_entities, .arg = "N", .help = "remake parts of more entities; 0: any", .max = 1e9},
     {0},
@@ -1526,7 +1528,9 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
     char id[16], *step = NULL;
     size_t n;
     snprintf(id, sizeof id, "%08lld", (long long)part);
-    if ((rc = occ_step_text(g->b, shape, id, families[f].name, DECIMALS, &step, &n)) < 0)
+    rc = strcmp(writer, "lean") ? occ_step_text_native(g->b, shape, id, families[f].name, &step, &n)
+                                : occ_step_text(g->b, shape, id, families[f].name, DECIMALS, &step, &n);
+    if (rc < 0)
         return err_wrap("%s", families[f].name);
     if (max_entities && count_entities(step) > (size_t)max_entities) {
         rc = err_set(ERR_EXTERN, "%s: over %lld entities", families[f].name, (long long)max_entities);

@@ -22,9 +22,9 @@ static struct opt options[] = {
      .help = "tokens in all: the end token, 256 bytes, merges", .min = 258, .max = 1 << 20},
     {.name = "captions", .type = OPT_LIST, .value = &captions, .arg = "CSV",
      .help = "captions to train on as well (column description); may be repeated"},
-    {.name = "pattern", .type = OPT_STR, .value = &pattern, .arg = "KIND", .choices = "step|qwen",
-     .help = "step: what stands between digits, as =CARTESIAN_POINT('',( does, may become one token; "
-             "qwen: as Qwen2.5 (words and punctuation apart); digits are single in both"},
+    {.name = "pattern", .type = OPT_STR, .value = &pattern, .arg = "KIND", .choices = "step|lean|qwen",
+     .help = "step: what stands between digits, as =CARTESIAN_POINT('',( does, may become one token; lean: and #1, 0. and "
+             "1. in it, for the compact form; qwen: as Qwen2.5 (words and punctuation apart); other digits are single"},
     {.name = "min-count", .type = OPT_INT, .value = &min_count, .arg = "N",
      .help = "a pair that occurs less often is not merged", .min = 1, .max = 1e12},
     {.name = "end-token", .type = OPT_STR, .value = &end_token, .arg = "TEXT", .help = "the EOS and padding token"},
@@ -47,6 +47,10 @@ enum { WORD_MAX = 512 /* bytes; a longer word counts as several */ };
 
 /* A capitalised or lower-case word with its space; else everything up to a digit, a space or such a word. */
 static const char step_pattern[] = "\\p{N}| ?\\p{Lu}?\\p{Ll}+| ?[^\\s\\p{N}\\p{Ll}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+/* The same, but a number of one digit that needs no arithmetic, a reference (#1) or 0. or 1. alone, is taken like a
+ * letter: in the compact form most are, and ,#4,#1,.T.); becomes one token. */
+static const char lean_pattern[] = " ?\\p{Lu}?\\p{Ll}+| ?(?:[^\\s\\p{N}\\p{Ll}]|(?<=#)\\p{N}(?!\\p{N})|(?<![\\p{N}.])[01]\\.(?!\\p{N}))+"
+                                   "[\\r\\n]*|\\p{N}|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 static const char qwen_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
                                    "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
@@ -455,7 +459,7 @@ static void put_tokenizer(const struct trainer *t, struct buf *b)
     jw_kv_str(&j, "type", "Split");
     jw_key(&j, "pattern");
     jw_object(&j);
-    jw_kv_str(&j, "Regex", !strcmp(pattern, "step") ? step_pattern : qwen_pattern);
+    jw_kv_str(&j, "Regex", !strcmp(pattern, "step") ? step_pattern : !strcmp(pattern, "lean") ? lean_pattern : qwen_pattern);
     jw_end(&j);
     jw_kv_str(&j, "behavior", "Isolated");
     jw_kv_bool(&j, "invert", false);

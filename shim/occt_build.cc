@@ -1,6 +1,8 @@
 // occt_build.cc: see occt_build.h.
 #include "shim/occt_build.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -54,6 +56,8 @@
 #include <Geom_SurfaceOfRevolution.hxx>
 #include <Geom_ToroidalSurface.hxx>
 #include <Geom_TrimmedCurve.hxx>
+#include <Interface_Static.hxx>
+#include <STEPControl_Writer.hxx>
 #include <ShapeUpgrade_UnifySameDomain.hxx>
 #include <Standard_Failure.hxx>
 #include <Standard_Version.hxx>
@@ -251,10 +255,14 @@ class StepText {
         int definition = fresh("PRODUCT_DEFINITION('design','',#" + num(formation) + ",#" + num(pdc) + ")");
         int pds = fresh("PRODUCT_DEFINITION_SHAPE('','',#" + num(definition) + ")");
         fresh("SHAPE_DEFINITION_REPRESENTATION(#" + num(pds) + ",#" + num(shape) + ")");
+        return header(name) + "DATA;\n" + text + "ENDSEC;\nEND-ISO-10303-21;\n";
+    }
+
+    static std::string header(const char *name)
+    {
         return "ISO-10303-21;\nHEADER;\nFILE_DESCRIPTION((''),'2;1');\nFILE_NAME('" + quoted(name) +
                "','1970-01-01T00:00:00',(''),(''),'OpenCASCADE " OCC_VERSION_STRING "','synth','');\n"
-               "FILE_SCHEMA(('AUTOMOTIVE_DESIGN { 1 0 10303 214 1 1 1 1 }'));\nENDSEC;\nDATA;\n" +
-               text + "ENDSEC;\nEND-ISO-10303-21;\n";
+               "FILE_SCHEMA(('AUTOMOTIVE_DESIGN { 1 0 10303 214 1 1 1 1 }'));\nENDSEC;\n";
     }
 
   private:
@@ -840,6 +848,56 @@ int occ_step_text(struct occ_build *b, int shape, const char *name, const char *
         return err_set(ERR_EXTERN, "%s", b->error.c_str());
     try {
         std::string s = StepText(decimals).file(only_solid(get(b, shape)), name, product);
+        *text = static_cast<char *>(malloc(s.size() + 1));
+        if (!*text)
+            return err_set(ERR_NOMEM, "out of memory");
+        memcpy(*text, s.c_str(), s.size() + 1);
+        *n = s.size();
+        return ERR_OK;
+    } catch (...) {
+        return err_set(ERR_EXTERN, "STEP: %s", thrown_text().c_str());
+    }
+}
+
+// 7.6 writes only to named files.
+static std::string written(const TopoDS_Shape &solid, const char *product)
+{
+    char path[] = "/tmp/synth-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0)
+        refuse("no temporary file in /tmp");
+    std::string all;
+    STEPControl_Writer writer;
+    Interface_Static::SetCVal("write.step.schema", "AP214IS");
+    Interface_Static::SetIVal("write.surfacecurve.mode", 0);
+    Interface_Static::SetCVal("write.step.product.name", product);
+    Interface_Static::SetCVal("write.step.unit", "MM");
+    bool good = writer.Transfer(solid, STEPControl_ManifoldSolidBrep) == IFSelect_RetDone && writer.Write(path) == IFSelect_RetDone;
+    char chunk[65536];
+    for (ssize_t k; good && (k = read(fd, chunk, sizeof chunk)) > 0;)
+        all.append(chunk, static_cast<size_t>(k));
+    close(fd);
+    unlink(path);
+    size_t data = all.find("\nDATA;");
+    if (!good || data == std::string::npos)
+        refuse("STEPControl_Writer failed");
+    all.erase(0, data + 1);
+    // It counts the products of a process: 'plate 7'.
+    const std::string counted = std::string("'") + product + " ";
+    size_t at = all.find("=PRODUCT(");
+    for (at = at == std::string::npos ? all.find("= PRODUCT(") : at; (at = all.find(counted, at)) != std::string::npos;) {
+        at += counted.size() - 1;
+        all.erase(at, all.find('\'', at) - at);
+    }
+    return all;
+}
+
+int occ_step_text_native(struct occ_build *b, int shape, const char *name, const char *product, char **text, size_t *n)
+{
+    if (!b->error.empty())
+        return err_set(ERR_EXTERN, "%s", b->error.c_str());
+    try {
+        std::string s = StepText::header(name) + written(only_solid(get(b, shape)), product);
         *text = static_cast<char *>(malloc(s.size() + 1));
         if (!*text)
             return err_set(ERR_NOMEM, "out of memory");

@@ -101,6 +101,11 @@ int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info);
  * anything else. */
 int occ_step_text(struct occ_build *b, int shape, const char *name, const char *product, int decimals, char **text, size_t *n);
 
+/* The part as OpenCASCADE's own STEPControl_Writer has it (AP214, no parametric curves): its order, parents ahead of
+ * children, its numbers to the last digit, nothing shared.  The header is the one of occ_step_text(), so that
+ * nothing differs from run to run. */
+int occ_step_text_native(struct occ_build *b, int shape, const char *name, const char *product, char **text, size_t *n);
+
 #ifdef __cplusplus
 }
 #endif
