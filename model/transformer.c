@@ -245,8 +245,11 @@ void model_free(struct model *m)
 }
 
 /* Gives p what training needs: a float32 original and a gradient. */
-static int make_trained(struct model *m, struct param *p)
+int model_train(struct model *m, struct param *p)
 {
+    if (p->trained)
+        return ERR_OK;
+    model_train_reset(m);
     int64_t shape[TH_MAX_RANK];
     int rank = th_rank(p->w);
     for (int i = 0; i < rank; i++)
@@ -268,11 +271,10 @@ static int make_trained(struct model *m, struct param *p)
 int model_train_all(struct model *m)
 {
     for (size_t i = 0; i < m->n_params; i++) {
-        int rc = make_trained(m, m->params[i]);
+        int rc = model_train(m, m->params[i]);
         if (rc < 0)
             return rc;
     }
-    model_train_reset(m);
     return ERR_OK;
 }
 
@@ -689,8 +691,8 @@ static int fresh_adapter(struct model *m, struct linear *l, void *ctx)
     th_scope_end(scope);
     free(a);
     if (rc == ERR_OK)
-        rc = make_trained(m, l->lora_a);
-    return rc == ERR_OK ? make_trained(m, l->lora_b) : rc;
+        rc = model_train(m, l->lora_a);
+    return rc == ERR_OK ? model_train(m, l->lora_b) : rc;
 }
 
 int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed)
@@ -719,7 +721,7 @@ static int read_adapter(struct model *m, struct linear *l, void *ctx)
         size_t scope = th_scope_begin();
         th_tensor *src = th_borrow(t->data, 2, shape, from);
         rc = th_copy_(ab[k]->w, src);
-        if (rc == ERR_OK && ld->trained && (rc = make_trained(m, ab[k])) == ERR_OK)
+        if (rc == ERR_OK && ld->trained && (rc = model_train(m, ab[k])) == ERR_OK)
             rc = th_copy_(ab[k]->master, src); /* not by way of bfloat16 */
         th_scope_end(scope);
     }

@@ -95,8 +95,9 @@ enum { MODEL_DRAW_ON_DEVICE = 0x7fffffff };
 int model_init(const char *dir, enum th_dtype dtype, enum th_device device, uint64_t seed, struct model **out);
 void model_free(struct model *m); /* NULL is fine */
 
-/* Makes every weight trained. */
+/* Makes every weight trained, or one. */
 int model_train_all(struct model *m);
+int model_train(struct model *m, struct param *p);
 int64_t model_n_trained(const struct model *m); /* elements */
 int model_zero_grad(struct model *m);
 /* Writes the weights (in `dtype`) to dir as safetensors; config.json is the caller's. */
@@ -159,7 +160,8 @@ int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed);
 /* Loads adapters from a PEFT folder.  trained: their training goes on.  ERR_FORMAT when they do not
  * fit this model. */
 int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out);
-/* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does. */
+/* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does; trained embeddings and head
+ * go with them as its modules_to_save. */
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base);
 /* Folds the adapters into the weights and drops them. */
 int lora_merge(struct model *m);
