@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "lib/err.h"
@@ -226,6 +227,7 @@ struct dist {
     bool monitoring, ringing, gpu_used;
     pthread_mutex_t lock, sending;
     pthread_cond_t changed;
+    bool failing;          /* the first reason is being told */
     _Atomic bool failed, closing;
     double failed_at;
     char why[1024];
@@ -387,25 +389,29 @@ static void fail(struct dist *d, const char *fmt, ...)
 {
     va_list ap;
     pthread_mutex_lock(&d->lock);
-    bool first = !d->failed;
+    bool first = !d->failing;
+    d->failing = true;
     if (first) {
         va_start(ap, fmt);
         vsnprintf(d->why, sizeof d->why, fmt, ap);
         va_end(ap);
-        d->failed = true;
-        d->failed_at = now_s();
-        pthread_cond_broadcast(&d->changed);
-        if (d->next >= 0)
-            shutdown(d->next, SHUT_RDWR); /* wakes the ring's thread */
-        if (d->before >= 0)
-            shutdown(d->before, SHUT_RDWR);
     }
     pthread_mutex_unlock(&d->lock);
-    if (first && !d->rank) /* the hub tells all */
-        for (int r = 1; r < d->size; r++)
-            if (d->peer[r].fd >= 0 && !d->peer[r].bye)
-                send_frame(d, d->peer[r].fd, ABORT, d->why, strlen(d->why) + 1);
-    if (first && d->gpu.comm)
+    if (!first)
+        return;
+    for (int r = 1; r < d->size && !d->rank; r++) /* the hub tells all, before it may end itself */
+        if (d->peer[r].fd >= 0 && !d->peer[r].bye)
+            send_frame(d, d->peer[r].fd, ABORT, d->why, strlen(d->why) + 1);
+    pthread_mutex_lock(&d->lock);
+    d->failed_at = now_s();
+    d->failed = true;
+    pthread_cond_broadcast(&d->changed);
+    if (d->next >= 0)
+        shutdown(d->next, SHUT_RDWR); /* wakes the ring's thread */
+    if (d->before >= 0)
+        shutdown(d->before, SHUT_RDWR);
+    pthread_mutex_unlock(&d->lock);
+    if (d->gpu.comm)
         d->gpu.CommAbort(d->gpu.comm); /* else the reductions would wait for ever */
 }
 
@@ -501,8 +507,10 @@ int dist_gather(struct dist *d, const void *mine, size_t bytes, void *all)
         memcpy(all, mine, bytes);
         return ERR_OK;
     }
-    if (d->rank && send_frame(d, d->peer[0].fd, GATHER, mine, bytes) < 0)
+    if (d->rank && send_frame(d, d->peer[0].fd, GATHER, mine, bytes) < 0) {
+        usleep(500000); /* what the hub had to say may lie unread */
         fail(d, "process 0 of %d cannot be reached", d->size);
+    }
     int rc = ERR_OK;
     pthread_mutex_lock(&d->lock);
     for (int r = 0; r < (d->rank ? 1 : d->size) && rc == ERR_OK; r++) {
@@ -897,26 +905,30 @@ void dist_close(struct dist *d, const char *error)
 {
     if (!d)
         return;
-    if (error && d->rank) {
-        if (d->peer[0].fd >= 0)
-            send_frame(d, d->peer[0].fd, ABORT, error, strlen(error) + 1);
-    } else if (error) {
+    if (d->failed && !error)
+        error = d->why;
+    if (error && d->rank && d->peer[0].fd >= 0)
+        send_frame(d, d->peer[0].fd, ABORT, error, strlen(error) + 1);
+    else if (error)
         fail(d, "process 0 of %d: %s", d->size, error);
-    } else {
-        for (int r = 0; r < d->size; r++) /* nobody goes while another still wants something of it */
+    else
+        for (int r = 0; r < d->size; r++)
             if (d->peer[r].fd >= 0)
                 send_frame(d, d->peer[r].fd, BYE, NULL, 0);
-        pthread_mutex_lock(&d->lock);
-        double until = now_s() + d->timeout;
-        for (int r = 0; r < (d->rank ? 1 : d->size); r++)
-            while (r != d->rank && d->peer[r].fd >= 0 && !d->peer[r].bye && !d->failed && now_s() < until) {
-                struct timespec t;
-                clock_gettime(CLOCK_REALTIME, &t);
-                t.tv_sec++;
-                pthread_cond_timedwait(&d->changed, &d->lock, &t);
-            }
-        pthread_mutex_unlock(&d->lock);
-    }
+    /* At a good end nobody goes while another may still want something of it.  After an error the hub goes last: a
+     * connection closed with something unread in it takes along what the other side has yet to read. */
+    double until = now_s() + (error ? 3 : d->timeout);
+    pthread_mutex_lock(&d->lock);
+    for (int r = 0; r < (d->rank ? 1 : d->size); r++)
+        while (r != d->rank && d->peer[r].fd >= 0 && now_s() < until && (error ? !d->rank || !d->failed : !d->peer[r].bye && !d->failed)) {
+            struct timespec t;
+            clock_gettime(CLOCK_REALTIME, &t);
+            t.tv_nsec += 200000000;
+            t.tv_sec += t.tv_nsec / 1000000000;
+            t.tv_nsec %= 1000000000;
+            pthread_cond_timedwait(&d->changed, &d->lock, &t);
+        }
+    pthread_mutex_unlock(&d->lock);
     pthread_mutex_lock(&d->lock);
     d->closing = true;
     pthread_cond_broadcast(&d->changed);
