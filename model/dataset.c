@@ -82,3 +82,25 @@ void dataset_release(struct dataset *d)
     free(d->id);
     *d = (struct dataset){0};
 }
+
+size_t dataset_pack(const struct sequence *v, size_t n, size_t max_tokens, size_t *pass)
+{
+    size_t *order = xmalloc((n + 1) * sizeof *order), *used = xcalloc(n + 1, sizeof *used), passes = 0;
+    for (size_t i = 0; i < n; i++) { /* by length, falling; equal ones in their order */
+        size_t at = i;
+        for (; at > 0 && v[order[at - 1]].n < v[i].n; at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t k = 0, len = v[order[i]].n;
+        while (k < passes && used[k] + len > max_tokens)
+            k++;
+        passes += k == passes;
+        used[k] += len;
+        pass[order[i]] = k;
+    }
+    free(order);
+    free(used);
+    return passes;
+}

@@ -25,4 +25,8 @@ struct dataset {
 int dataset_read(const char *path, const struct tok *t, bool rag, int64_t max_tokens, bool truncate, struct dataset *out);
 void dataset_release(struct dataset *d);
 
+/* Packs n sequences into passes of at most max_tokens together (a longer one is a pass of its own), the first in which each fits,
+ * long ones first.  pass [n]: of each.  Returns how many passes there are. */
+size_t dataset_pack(const struct sequence *v, size_t n, size_t max_tokens, size_t *pass);
+
 #endif

@@ -116,7 +116,7 @@ struct sequence {
 int model_loss(struct model *m, const struct sequence *seqs, size_t n, bool backward, double scale, double *loss_sum,
                size_t *n_tokens);
 /* The sums of the last n calls of model_loss() without loss_sum, oldest first, n <= MODEL_LOSSES. */
-enum { MODEL_LOSSES = 1024 };
+enum { MODEL_LOSSES = 4096 };
 int model_losses(struct model *m, double *sums, size_t n);
 /* With m->profile: seconds on the device by phase of the calls since the last time, in the order of their first use; the
  * names are constants.  Returns how many there are, `cap` at most. */

@@ -9,9 +9,9 @@
 
 static const char *model_dir, *data_dir, *out_dir, *tokenizer_dir, *adapter_dir;
 static const char *method = "lora", *init = "pretrained", *schedule = "linear", *overlong = "drop";
-static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw";
-static bool resume, rag = true, rslora, recompute, deterministic;
-static int64_t lora_r = 16, batch = 2, accumulation = 4, warmup_steps = 1200, epochs = 1, max_steps, max_tokens = 16384,
+static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw", *memory = "auto";
+static bool resume, rag = true, rslora, deterministic;
+static int64_t lora_r = 16, batch = 2, accumulation = 4, warmup_steps = 1200, epochs = 1, max_steps, pass_tokens, max_tokens = 16384,
                save_steps = 300, keep_checkpoints = 3, logging_steps = 1, eval_steps, seed = 3407;
 static double lora_alpha = 16, lr = 5e-5, warmup_ratio, weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, eps = 1e-8,
               max_grad_norm = 1;
@@ -36,8 +36,9 @@ static struct opt options[] = {
     {.name = "schedule", .type = OPT_STR, .value = &schedule, .choices = "linear|cosine|constant", .help = "of the learning rate"},
     {.name = "warmup-steps", .type = OPT_INT, .value = &warmup_steps, .arg = "N", .help = "steps from 0 to lr", .min = 0, .max = 1e9},
     {.name = "warmup-ratio", .type = OPT_REAL, .value = &warmup_ratio, .arg = "X", .help = "the same as a share of all steps; overrides", .min = 0, .max = 1},
-    {.name = "batch-size", .type = OPT_INT, .value = &batch, .arg = "N", .help = "records a forward pass", .min = 1, .max = 65536},
-    {.name = "accumulation", .type = OPT_INT, .value = &accumulation, .arg = "N", .help = "forward passes a step", .min = 1, .max = 65536},
+    {.name = "batch-size", .type = OPT_INT, .value = &batch, .arg = "N", .help = "records of a step, with --accumulation", .min = 1, .max = 65536},
+    {.name = "accumulation", .type = OPT_INT, .value = &accumulation, .arg = "N", .help = "a step is of batch-size times N records", .min = 1, .max = 65536},
+    {.name = "pass-tokens", .type = OPT_INT, .value = &pass_tokens, .arg = "N", .help = "the records of a step are packed, without padding, into passes of up to N tokens (0: batch-size times max-tokens)", .min = 0, .max = 1e9},
     {.name = "epochs", .type = OPT_INT, .value = &epochs, .arg = "N", .help = "passes over the data", .min = 1, .max = 1e6},
     {.name = "max-steps", .type = OPT_INT, .value = &max_steps, .arg = "N", .help = "stop after N steps (0: by epochs); overrides", .min = 0, .max = 1e9},
     {.name = "max-tokens", .type = OPT_INT, .value = &max_tokens, .arg = "N", .help = "context length", .min = 2, .max = 1e7},
@@ -52,7 +53,7 @@ static struct opt options[] = {
     {.name = "keep-checkpoints", .type = OPT_INT, .value = &keep_checkpoints, .arg = "N", .help = "how many of the last are kept (0: all)", .min = 0, .max = 1e9, .flags = OPT_NO_KEY},
     {.name = "eval-steps", .type = OPT_INT, .value = &eval_steps, .arg = "N", .help = "loss on val.json every N steps (0: never)", .min = 0, .max = 1e9},
     {.name = "logging-steps", .type = OPT_INT, .value = &logging_steps, .arg = "N", .help = "report every N steps", .min = 1, .max = 1e9, .flags = OPT_NO_KEY},
-    {.name = "recompute", .type = OPT_FLAG, .value = &recompute, .help = "recompute activations in the backward pass: less memory, a third more time"},
+    {.name = "memory", .type = OPT_STR, .value = &memory, .choices = "auto|low|high", .help = "activations kept for the backward pass: what there is room for; each layer's input alone, half more time; all"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations (auto: bfloat16 on CUDA)"},
     {.name = "deterministic", .type = OPT_FLAG, .value = &deterministic, .help = "the same bits on every run (CUDA: slower)"},
@@ -319,8 +320,63 @@ static int report_step(struct trainer *tr, double loss, double rate, double norm
     return rc;
 }
 
-/* The records of the next step: mean loss over all their covered tokens, as Transformers has it for
- * accumulated batches. */
+/* The sequences v of a step, packed into passes; which of them, in `order` of the passes, and the passes' bounds [passes + 1]. */
+static size_t make_passes(const struct sequence *v, size_t n, size_t *order, size_t *bound)
+{
+    size_t *pass = xmalloc((n + 1) * sizeof *pass), at = 0;
+    size_t passes = dataset_pack(v, n, (size_t)(pass_tokens ? pass_tokens : batch * max_tokens), pass);
+    for (size_t p = 0; p < passes; p++) {
+        bound[p] = at;
+        for (size_t i = 0; i < n; i++)
+            if (pass[i] == p)
+                order[at++] = i;
+    }
+    bound[passes] = at;
+    free(pass);
+    return passes;
+}
+
+/* Queues the passes over n records, whose gradients count 1 / n_cover a token.  Nothing waits for the device. */
+static int queue_passes(struct trainer *tr, const struct sequence *v, const size_t *order, const size_t *bound, size_t passes, size_t n_cover)
+{
+    int rc = ERR_OK;
+    for (size_t p = 0; p < passes && rc == ERR_OK; p++) {
+        size_t k = bound[p + 1] - bound[p], covered, tokens = 0;
+        struct sequence *in = xmalloc(k * sizeof *in);
+        for (size_t i = 0; i < k; i++) {
+            in[i] = v[order[bound[p] + i]];
+            tokens += in[i].n;
+        }
+        rc = model_loss(tr->m, in, k, true, 1.0 / (double)n_cover, NULL, &covered);
+        if (rc == ERR_NOMEM)
+            rc = err_wrap("a pass of %zu records, %zu tokens: lower --pass-tokens to %zu or less, or use --memory low", k, tokens, tokens / 2);
+        free(in);
+    }
+    return rc;
+}
+
+/* The sum of the passes' losses; an error that names the first records of the one whose loss is no number. */
+static int read_losses(struct trainer *tr, const size_t *order, const size_t *bound, size_t passes, size_t from, double *total)
+{
+    double *loss = xmalloc(passes * sizeof *loss);
+    int rc = model_losses(tr->m, loss, passes);
+    *total = 0;
+    for (size_t p = 0; p < passes && rc == ERR_OK; p++) {
+        *total += loss[p];
+        if (isfinite(loss[p]))
+            continue;
+        struct buf b = BUF_INIT;
+        for (size_t i = bound[p]; i < bound[p + 1] && i < bound[p] + 8; i++)
+            buf_printf(&b, "%s%s", i > bound[p] ? ", " : "", tr->train.id[tr->order[from + order[i]]]);
+        rc = err_set(ERR_FORMAT, "step %lld: the loss is not finite among the records %s%s (%zu of them); weights are as before that step",
+                     (long long)tr->step + 1, b.s, bound[p + 1] - bound[p] > 8 ? ", ..." : "", bound[p + 1] - bound[p]);
+        buf_release(&b);
+    }
+    free(loss);
+    return rc;
+}
+
+/* The records of the next step: mean loss over all their covered tokens, as Transformers has it for accumulated batches. */
 static int train_step(struct trainer *tr)
 {
     int64_t epoch = tr->step / tr->steps_per_epoch, each = batch * accumulation;
@@ -335,28 +391,23 @@ static int train_step(struct trainer *tr)
         n_cover += v[i].n - v[i].response;
         n_tokens += v[i].n;
     }
+    size_t *order = xmalloc(n * sizeof *order), *bound = xmalloc((n + 1) * sizeof *bound), passes = make_passes(v, n, order, bound);
     int rc = adamw_zero_grad(tr->opt);
-    for (size_t i = 0; i < n && rc == ERR_OK; i += (size_t)batch) {
-        size_t k = n - i < (size_t)batch ? n - i : (size_t)batch, covered;
-        double loss;
-        rc = model_loss(tr->m, v + i, k, true, 1.0 / (double)n_cover, &loss, &covered);
-        if (rc == ERR_OK && !isfinite(loss)) {
-            size_t first = from + i;
-            rc = err_set(ERR_FORMAT, "step %lld: the loss is not finite among the records %s ... (%zu of them); "
-                         "weights are as at the last checkpoint", (long long)tr->step + 1, tr->train.id[tr->order[first]], k);
-        }
-        if (rc == ERR_NOMEM)
-            rc = err_wrap("%zu records of %zu tokens on average: lower --batch-size or --max-tokens, or use --recompute", n, n_tokens / n);
-        total += loss;
-    }
-    free(v);
-    if (rc < 0)
-        return rc;
+    if (rc == ERR_OK)
+        rc = queue_passes(tr, v, order, bound, passes, n_cover);
     int64_t warm = warmup_ratio > 0 ? (int64_t)ceil(warmup_ratio * (double)tr->steps) : warmup_steps;
     enum schedule s = !strcmp(schedule, "linear") ? SCHEDULE_LINEAR : !strcmp(schedule, "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
-    double rate = lr * schedule_factor(s, tr->step, warm, tr->steps), loss = total / (double)n_cover;
-    if ((rc = adamw_step(tr->opt, rate, max_grad_norm)) < 0 || (rc = adamw_norm(tr->opt, &norm)) < 0)
+    double rate = lr * schedule_factor(s, tr->step, warm, tr->steps);
+    if (rc == ERR_OK)
+        rc = adamw_step(tr->opt, rate, max_grad_norm);
+    if (rc == ERR_OK)
+        rc = read_losses(tr, order, bound, passes, from, &total);
+    free(v);
+    free(order);
+    free(bound);
+    if (rc < 0 || (rc = adamw_norm(tr->opt, &norm)) < 0)
         return rc;
+    double loss = total / (double)n_cover;
     if (!isfinite(norm))
         return err_set(ERR_FORMAT, "step %lld: the gradient is not finite; lower the learning rate", (long long)tr->step + 1);
     if (tr->step > 20 && loss > 3 * tr->loss_average + 1)
@@ -449,7 +500,7 @@ static int make_model(struct trainer *tr)
     rc = !strcmp(init, "random") ? model_init(model_dir, dtype, device, (uint64_t)seed, &tr->m) : model_load(model_dir, dtype, device, &tr->m);
     if (rc < 0)
         return rc;
-    tr->m->memory = recompute ? MEMORY_LOW : MEMORY_AUTO;
+    tr->m->memory = !strcmp(memory, "low") ? MEMORY_LOW : !strcmp(memory, "high") ? MEMORY_HIGH : MEMORY_AUTO;
     if (tok_n_ids(tr->tok) > tr->m->cfg.vocab)
         return err_set(ERR_FORMAT, "%s has %d ids, %s only %lld: tokenizer and model do not fit", tokenizer_dir, (int)tok_n_ids(tr->tok),
                        model_dir, (long long)tr->m->cfg.vocab);

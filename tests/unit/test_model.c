@@ -8,6 +8,7 @@
 
 #include "lib/mem.h"
 #include "lib/safetensors.h"
+#include "model/dataset.h"
 #include "model/transformer.h"
 
 #define GOLDEN "tests/golden/torch/"
@@ -245,6 +246,19 @@ static void packed_gradients_equal_those_of_single_sequences(void **state)
     model_free(m);
 }
 
+static void passes_hold_what_fits(void **state)
+{
+    (void)state;
+    const struct sequence v[] = {{.n = 30}, {.n = 100}, {.n = 60}, {.n = 41}, {.n = 40}, {.n = 10}, {.n = 130}};
+    const size_t want[] = {3, 1, 2, 3, 2, 3, 0};
+    size_t pass[ARRAY_LEN(v)];
+    assert_int_equal(dataset_pack(v, ARRAY_LEN(v), 100, pass), 4);
+    for (size_t i = 0; i < ARRAY_LEN(v); i++)
+        assert_int_equal(pass[i], want[i]);
+    assert_int_equal(dataset_pack(v, ARRAY_LEN(v), 1000, pass), 1);
+    assert_int_equal(dataset_pack(v, 0, 100, pass), 0);
+}
+
 static int32_t argmax(const float *v, int64_t n)
 {
     int64_t best = 0;
@@ -337,6 +351,7 @@ int main(void)
         cmocka_unit_test(adapter_gradients_equal_peft),
         TEST_IN_DIR(adapters_survive_saving_and_merging),
         cmocka_unit_test(a_packed_batch_equals_single_sequences),
+        cmocka_unit_test(passes_hold_what_fits),
         TEST_IN_DIR(packed_gradients_equal_those_of_single_sequences),
         cmocka_unit_test(greedy_decoding_equals_transformers),
         TEST_IN_DIR(what_does_not_fit_is_refused),
