@@ -44,7 +44,7 @@ parts() { # writer: the parts, made once
 
 data() { # row
     local d=$W/$1
-    [ -f "$d/data/test.json" ] && return
+    [ -f "$d/model/tokenizer.json" ] && return
     columns "$1"
     parts lean
     parts "$writer"
@@ -54,19 +54,15 @@ data() { # row
     # The same seed and keys choose the same parts in every row.
     tool rag-pairs --captions "$W/lean/captions.csv" --steps "$d/restructured" --encoder "$encoder" --top-k "$([ "$rag" = yes ] && echo 1 || echo 0)" \
         --out "$d/pairs.json"
-    tool split --in "$d/pairs.json" --out "$d/data" --test ${TEST:-200} --val ${VAL:-100} --group-by sizes --parts "$W/lean.jsonl" --steps "$W/lean/steps"
-}
-
-model_folder() { # row: configuration and tokenizer
-    mkdir -p "$1/model"
-    cp configs/ablation/config.json "$1/model"
-    [ -f "$1/model/tokenizer.json" ] || tool tokenizer-train "$1/data/train.json" --out "$1/model" --vocab-size 1024 --pattern "$pattern"
+    tool split --in "$d/pairs.json" --out "$d/data" --test ${TEST:-200} --val ${VAL:-100} --unique --group-by sizes --parts "$W/lean.jsonl" --steps "$W/lean/steps"
+    mkdir -p "$d/model"
+    cp configs/ablation/config.json "$d/model"
+    tool tokenizer-train "$d/data/train.json" --out "$d/model" --vocab-size 1024 --pattern "$pattern"
 }
 
 train() { # row
     local d=$W/$1 each resume=
     columns "$1"
-    model_folder "$d"
     if [ ! -f "$d/out/model.safetensors" ]; then
         # as many records as make TOKENS on average
         each=$(tool token-filter --tokenizer "$d/model" --max-tokens 8000 "$([ "$rag" = yes ] && echo --rag || echo --no-rag)" \
