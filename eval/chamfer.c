@@ -5,12 +5,13 @@
 
 #include "lib/chamfer.h"
 #include "lib/isolate.h"
+#include "lib/pairs.h"
 #include "lib/part.h"
 #include "lib/step_score.h"
 #include "lib/tool.h"
 #include "shim/occt.h"
 
-static const char *pred_arg, *truth_arg, *align = "best", *scale = "truth", *aligned_out;
+static const char *pred_arg, *truth_arg, *captions, *align = "best", *scale = "truth", *aligned_out;
 static int64_t points = 2000, memory = 2000000000, seed = -1;
 static double timeout = 30, threshold = 0.1;
 static bool clouds, icp_from;
@@ -18,6 +19,8 @@ static bool clouds, icp_from;
 static struct opt options[] = {
     {.name = "pred", .type = OPT_STR, .value = &pred_arg, .arg = "DIR", .help = "generated parts (or one file)"},
     {.name = "truth", .type = OPT_STR, .value = &truth_arg, .arg = "DIR", .help = "true parts of the same names (or one file for all)"},
+    {.name = "captions", .type = OPT_STR, .value = &captions, .arg = "PAIRS",
+     .help = "pair records (test.json): the error of the box is summed up also where the caption tells a size in mm"},
     {.name = "align", .type = OPT_STR, .value = &align, .arg = "HOW", .choices = "reference|best",
      .help = "best: multi-start, all roots; reference: the original's FPFH, RANSAC and ICP on the first root"},
     {.name = "points", .type = OPT_INT, .value = &points, .arg = "N", .help = "points sampled of each part", .min = 16, .max = 1e6},
@@ -39,7 +42,8 @@ static const struct tool_spec spec = {
     .args = "--pred DIR --truth DIR | TRUTH PRED",
     .summary = "Scaled Chamfer distance of generated parts from the true ones.",
     .details = "Files are paired by their name less its suffix.  scd is the mean squared distance from the truth's points\n"
-               "to the prediction's over the truth's RMS radius squared; scd_two_sided adds the other direction.\n\n"
+               "to the prediction's over the truth's RMS radius squared; scd_two_sided adds the other direction.  box_error:\n"
+               "the largest relative error of an extent of the bounding box, axis by axis, as the parts stand.\n\n"
                "  chamfer --pred runs/12/generated --truth data/test --label 'SFT with RAG'\n"
                "  chamfer --align reference --json truth.step generated.step\n"
                "  chamfer --clouds --icp-from --json truth.f64 moved.f64\n",
@@ -132,7 +136,7 @@ struct source {
     struct part part;
 };
 
-struct pair {
+struct match {
     size_t truth, pred; /* sources, or SIZE_MAX: unmatched */
     const char *name;
     bool stands; /* an earlier start of this run scored it */
@@ -145,11 +149,13 @@ struct scoring {
     struct isolate *pool;
     struct file_list truth_files, pred_files;
     struct source *source;
-    struct pair *pair;
+    struct match *pair;
     size_t n_sources, n_pairs;
     size_t *load, n_load; /* sources of the batch in hand */
     size_t first;         /* pair it begins with */
-    double *scd, *scd2, *shape2;
+    double *scd, *scd2, *shape2, *box, *box_told;
+    size_t n_told;
+    json_t *tells; /* ids whose caption tells a size; NULL: not asked for */
     size_t n_ok, n_pred_failed, n_truth_failed, n_degenerate, n_no_pred, n_no_truth;
 };
 
@@ -206,7 +212,7 @@ static int make_pairs(struct scoring *s, const char *truth, const char *pred)
     for (size_t i = 0; i < n_p; i++) {
         size_t t = one_truth ? 0 : find_partner(&s->truth_files, s->pred_files.v[i].rel);
         s->source[n_t + i].path = s->pred_files.v[i].path;
-        s->pair[s->n_pairs++] = (struct pair){.truth = t, .pred = n_t + i, .name = s->pred_files.v[i].path};
+        s->pair[s->n_pairs++] = (struct match){.truth = t, .pred = n_t + i, .name = s->pred_files.v[i].path};
         if (t == SIZE_MAX)
             continue;
         used[t] = true;
@@ -215,7 +221,7 @@ static int make_pairs(struct scoring *s, const char *truth, const char *pred)
     }
     for (size_t i = 0; i < n_t; i++)
         if (!used[i])
-            s->pair[s->n_pairs++] = (struct pair){.truth = i, .pred = SIZE_MAX, .name = s->truth_files.v[i].path};
+            s->pair[s->n_pairs++] = (struct match){.truth = i, .pred = SIZE_MAX, .name = s->truth_files.v[i].path};
     free(used);
     return ERR_OK;
 }
@@ -254,7 +260,7 @@ static void let_go(struct source *f)
     f->loaded = false;
 }
 
-static bool matched(const struct pair *p)
+static bool matched(const struct match *p)
 {
     return p->truth != SIZE_MAX && p->pred != SIZE_MAX;
 }
@@ -263,7 +269,7 @@ static void *score_pair(void *ctx, size_t i, int worker, int *code)
 {
     (void)worker;
     struct scoring *s = ctx;
-    const struct pair *p = &s->pair[s->first + i];
+    const struct match *p = &s->pair[s->first + i];
     struct chamfer_score *out = xcalloc(1, sizeof *out);
     *code = ERR_OK;
     if (!matched(p) || p->stands || s->source[p->truth].failure || s->source[p->pred].failure)
@@ -278,10 +284,55 @@ static void *score_pair(void *ctx, size_t i, int worker, int *code)
     return out;
 }
 
+/* The largest relative error of an extent, axis by axis: parts are not turned or moved. */
+static double box_error(const struct part *truth, const struct part *pred)
+{
+    double worst = 0;
+    for (int k = 0; k < 3; k++) {
+        double is = pred->box[k + 3] - pred->box[k], due = truth->box[k + 3] - truth->box[k];
+        worst = fmax(worst, fabs(is - due) / fmax(due, 1e-9));
+    }
+    return worst;
+}
+
+static void add_box(struct scoring *s, double error, bool told)
+{
+    s->box[s->n_ok] = error;
+    if (told)
+        s->box_told[s->n_told++] = error;
+}
+
+static bool tells_size(const struct scoring *s, const char *name)
+{
+    char *stem = path_stem(name);
+    bool told = s->tells && json_object_get(s->tells, stem);
+    free(stem);
+    return told;
+}
+
+/* Names of the records whose caption has "12 mm" or "12mm". */
+static int read_captions(struct scoring *s)
+{
+    struct pairs *r;
+    struct pair p;
+    int rc = pairs_open(captions, &r);
+    if (rc < 0)
+        return rc;
+    s->tells = json_object();
+    while ((rc = pairs_next(r, &p)) > 0)
+        for (const char *c = p.caption; (c = strstr(c, "mm")) != NULL; c += 2) {
+            const char *before = c > p.caption && c[-1] == ' ' ? c - 1 : c;
+            if (before > p.caption && before[-1] >= '0' && before[-1] <= '9')
+                json_object_set_new(s->tells, p.id_original, json_true());
+        }
+    pairs_close(r);
+    return rc;
+}
+
 static int pair_done(void *ctx, const struct pool_item *it)
 {
     struct scoring *s = ctx;
-    struct pair *p = &s->pair[s->first + it->index];
+    struct match *p = &s->pair[s->first + it->index];
     struct chamfer_score *r = it->result;
     if (p->stands) {
         free(r);
@@ -292,7 +343,7 @@ static int pair_done(void *ctx, const struct pool_item *it)
     }
     struct source *g = p->truth == SIZE_MAX ? NULL : &s->source[p->truth], *q = p->pred == SIZE_MAX ? NULL : &s->source[p->pred];
     const char *status = "ok", *reason = NULL;
-    bool both = g && q;
+    bool both = g && q, told = tells_size(s, p->name);
     if (!q)
         status = "no_pred", reason = "no prediction of that name", s->n_no_pred++;
     else if (!g)
@@ -315,9 +366,15 @@ static int pair_done(void *ctx, const struct pool_item *it)
     jw_kv_str(&j, "reason", reason);
     if (both && !g->failure && !q->failure)
         chamfer_put(&j, &g->part, &q->part, &o, r);
+    double box = !reason ? box_error(&g->part, &q->part) : INFINITY;
+    if (!reason)
+        jw_kv_real(&j, "box_error", box);
+    if (s->tells)
+        jw_kv_bool(&j, "size_told", told);
     jw_kv_real(&j, "seconds", it->seconds);
     jw_end(&j);
     if (!reason) {
+        add_box(s, box, told);
         s->scd[s->n_ok] = r->scd;
         s->scd2[s->n_ok] = r->scd_two_sided;
         s->shape2[s->n_ok++] = o.reference ? r->scd_two_sided : r->best.shape_forward + r->best.shape_backward;
@@ -342,7 +399,7 @@ static int pair_done(void *ctx, const struct pool_item *it)
 }
 
 /* What an earlier start of this run found stands, and counts. */
-static bool pair_stands(struct scoring *s, const struct pair *p)
+static bool pair_stands(struct scoring *s, const struct match *p)
 {
     char *input = xasprintf("%s\n%s", s->source[p->truth].path, s->source[p->pred].path);
     json_t *was = tool_item_earlier(s->tool, p->name, input, NULL);
@@ -350,6 +407,7 @@ static bool pair_stands(struct scoring *s, const struct pair *p)
     if (!was)
         return false;
     const json_t *shape = json_object_get(was, "shape_scd_two_sided");
+    add_box(s, json_number_value(json_object_get(was, "box_error")), tells_size(s, p->name));
     s->scd[s->n_ok] = json_number_value(json_object_get(was, "scd"));
     s->scd2[s->n_ok] = json_number_value(json_object_get(was, "scd_two_sided"));
     s->shape2[s->n_ok++] = json_number_value(shape ? shape : json_object_get(was, "scd_two_sided"));
@@ -409,6 +467,9 @@ static int summary(struct scoring *s)
         {"MSCD_shape_two_sided", median(s->shape2, s->n_ok, 0)},
         {"MSCD_failures_infinite", median(s->scd, s->n_ok, failed)},
         {"MSCD_two_sided_failures_infinite", median(s->scd2, s->n_ok, failed)},
+        {"box_error", median(s->box, s->n_ok, 0)},
+        {"box_error_told", median(s->box_told, s->n_told, 0)},
+        {"n_told", (double)s->n_told},
         {"n_total", (double)(s->n_ok + failed + s->n_truth_failed)},
         {"n_ok", (double)s->n_ok},
         {"n_pred_failed", (double)s->n_pred_failed},
@@ -423,6 +484,8 @@ static int summary(struct scoring *s)
     jw_object(&j);
     jw_kv_str(&j, "align", align);
     for (size_t i = 0; i < ARRAY_LEN(m) && rc == ERR_OK; i++) {
+        if (!s->tells && strstr(m[i].name, "told"))
+            continue;
         if (m[i].name[0] == 'n')
             jw_kv_int(&j, m[i].name, (int64_t)m[i].value);
         else
@@ -436,16 +499,22 @@ static int summary(struct scoring *s)
     tool_print(s->tool, "MSCD: %.6g one-sided, %.6g two-sided, over %zu pairs; failed: %zu predictions, %zu truths, %zu degenerate; "
                "unmatched: %zu truths, %zu predictions\n", m[0].value, m[1].value, s->n_ok, s->n_pred_failed, s->n_truth_failed,
                s->n_degenerate, s->n_no_pred, s->n_no_truth);
+    if (s->tells)
+        tool_print(s->tool, "box: median error %.4g, of the %zu parts whose caption tells a size %.4g\n", m[5].value, s->n_told, m[6].value);
     return rc;
 }
 
 static int score_files_of(struct scoring *s, const char *truth, const char *pred)
 {
     int rc = make_pairs(s, truth, pred);
+    if (rc == ERR_OK && captions)
+        rc = read_captions(s);
     if (rc < 0)
         return rc;
     s->load = xmalloc(2 * BATCH * sizeof *s->load);
-    s->scd = xmalloc(3 * s->n_pairs * sizeof *s->scd);
+    s->scd = xmalloc(5 * s->n_pairs * sizeof *s->scd);
+    s->box = s->scd + 3 * s->n_pairs;
+    s->box_told = s->box + s->n_pairs;
     s->scd2 = s->scd + s->n_pairs;
     s->shape2 = s->scd2 + s->n_pairs;
     progress_start("scoring", s->n_pairs, "pairs");
@@ -487,6 +556,7 @@ int main(int argc, char **argv)
     free(s.pair);
     free(s.load);
     free(s.scd);
+    json_decref(s.tells);
     file_list_release(&s.truth_files);
     file_list_release(&s.pred_files);
     return tool_finish(&t, rc);

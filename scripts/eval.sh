@@ -48,7 +48,7 @@ if [ "${LIMIT:-0}" != 0 ]; then # only the parts that were asked for
     done
 fi
 score "$label" "$out/parts"
-tool chamfer --label "$label" --pred "$out/parts" --truth "$truth"
+tool chamfer --label "$label" --pred "$out/parts" --truth "$truth" --captions "$data/test.json"
 [ "${CLOUDS:-reference}" = none ] || tool chamfer --label "$label" --align reference --pred "$out/parts" --truth "$truth"
 score "ground truth" "$data/truth"
 "$b/report" --db "$db" --format html --out "$(dirname "$db")/report.html"

@@ -31,6 +31,15 @@ P
 "$BIN/tokenizer-train" text pairs.json --out tok --vocab-size 600 --db r.db -q > train.txt || fail "tokenizer-train: $?"
 "$BIN/tokenizer-train" text pairs.json --out tok2 --vocab-size 600 --db r.db -q > /dev/null
 cmp tok/tokenizer.json tok2/tokenizer.json || fail "training is not deterministic"
+# lean: a number of one digit in a reference, and 0. and 1. alone, are no tokens of their own
+printf 'DATA;\n%s\nENDSEC;\n' "$(for i in $(seq 50); do printf "EDGE_CURVE('',#12,#4,#1,.T.);\nDIRECTION('',(0.,0.,1.));\n"; done)" > lean.step
+"$BIN/tokenizer-train" lean.step --out lean --pattern lean --vocab-size 400 --db none -q > /dev/null || fail "tokenizer-train --pattern lean: $?"
+printf '[{"id_original":"1","caption":"x","output":"EDGE_CURVE(%s,#12,#4,#1,.T.);\\nDIRECTION(%s,(0.,0.,1.));\\n"}]' "''" "''" > lean.json
+"$BIN/token-filter" --tokenizer lean --in lean.json --out lean-fit.json --db none --json -q | head -n 1 > two.txt
+sed "s/EDGE_CURVE.*\"}/\"}/" lean.json > none.json
+"$BIN/token-filter" --tokenizer lean --in none.json --out lean-fit.json --db none --json -q | head -n 1 > one.txt
+n=$(( $(sed 's/.*"tokens":\([0-9]*\).*/\1/' two.txt) - $(sed 's/.*"tokens":\([0-9]*\).*/\1/' one.txt) ))
+[ $n = 5 ] || fail "lean: $n tokens, five are due: EDGE_CURVE('',#  1  2  ,#4,#1,.T.);  DIRECTION('',(0.,0.,1.));"
 grep -q '^600 tokens' train.txt || fail "not 600 tokens: $(cat train.txt)"
 
 # token-filter: the counts of its own lines decide; nothing dropped copies the file to the byte
@@ -91,6 +100,32 @@ P
 "$BIN/split" --in pairs.json --out s5 --ratios 50,25,25 --db none -q | grep -q '^500 train, 250 test, 250 val' || fail "ratios"
 "$BIN/split" --in empty.json --out e --db none -q | grep -q '^0 train' || fail "empty"
 [ "$(cat e/val.json)" = "[]" ] || fail "empty set"
+
+# made parts: no output twice, and no sizes of a test part in train, told or not
+python3 - <<'P'
+import json
+rows = [{"id_original": f"{i:08d}", "caption": f"A part {i}.", "output": f"DATA;\n#1=A({i % 90});\nENDSEC;\nEND-ISO-10303-21;\n"} for i in range(100)]
+json.dump(rows, open("made.json", "w"), indent=4)
+with open("made.jsonl", "w") as f:
+    for i in range(100):
+        f.write(json.dumps({"id": f"{i:08d}", "family": "disc" if i % 2 else "ring", "sizes": [f"{i % 60} mm wide"], "faces": 3}) + "\n")
+P
+"$BIN/split" --in made.json --out m --test 20 --val 7 --unique --group-by sizes --parts made.jsonl --db none -q > out.txt || fail "split --group-by sizes: $?"
+grep -q '^63 train, 20 test, 7 val; 60 distinct sizes, 0 of them' out.txt && grep -q '^10 records repeated' out.txt || fail "split --group-by sizes: $(cat out.txt)"
+python3 - <<'P' || fail "sizes or outputs of a set are in another"
+import json
+sets = {s: json.load(open(f"m/{s}.json")) for s in ("train", "test", "val")}
+parts = {p["id"]: (p["family"], *p["sizes"]) for p in map(json.loads, open("made.jsonl"))}
+for field in (lambda r: parts[r["id_original"]], lambda r: r["output"]):
+    values = {s: {field(r) for r in rows} for s, rows in sets.items()}
+    assert not values["train"] & values["test"] and not values["train"] & values["val"] and not values["test"] & values["val"]
+outputs = [r["output"] for rows in sets.values() for r in rows]
+assert len(outputs) == len(set(outputs)) == 90
+P
+expect 2 "go together" "$BIN/split" --in made.json --out no --group-by sizes --db none -q
+expect 2 "--test 80" "$BIN/split" --in made.json --out no --test 80 --val 30 --db none -q
+head -n 50 made.jsonl > half.jsonl; expect 3 "does not tell of part 00000050" "$BIN/split" --in made.json --out no --group-by sizes --parts half.jsonl --db none -q
+echo '{"id":3}' > odd.jsonl; expect 3 "odd.jsonl:1:" "$BIN/split" --in made.json --out no --group-by sizes --parts odd.jsonl --db none -q
 
 # bad input: one line, the documented code, nothing written
 head -c 5000 pairs.json > cut.json

@@ -41,6 +41,15 @@ label='SFT with RAG, <b>tiny</b>'
 "$BIN/complete-ratio" --label "$label" gen > out 2> err || fail "complete-ratio"
 "$BIN/renderability" --label "$label" gen -q > out 2> err || fail "renderability"
 "$BIN/chamfer" --label "$label" --pred gen --truth truth -q > out 2> err; [ $? -eq 1 ] || fail "chamfer"
+python3 - "$sample/captions.csv" > told.json <<'PY'
+import csv, json, sys # two captions tell a size, one of them of the part that is another
+caption = {"00000000": "A disc, 30 mm wide.", "00000004": "A block 4mm long", "00000001": "A ring of common size."}
+print(json.dumps([{"id_original": f"0000000{i}", "caption": caption.get(f"0000000{i}", "A part."), "output": "x"} for i in range(6)], indent=4))
+PY
+"$BIN/chamfer" --pred gen --truth truth --captions told.json --db none --json -q > out 2> err
+tail -n 1 out | grep -q '"box_error":0.0,"box_error_told":0.*,"n_told":2,' || fail "box errors: $(tail -n 1 out)"
+grep '00000000.step' out | grep -q '"box_error":0.0,"size_told":true' || fail "box error of the same part: $(head -n 1 out)"
+grep '00000004.step' out | grep -q '"box_error":0.0,' && fail "another part has the same box"
 "$BIN/entity-stats" --label "$label" gen -q > out 2> err; [ $? -eq 1 ] || fail "entity-stats"
 "$BIN/entity-stats" --label "ground truth" truth -q > out 2> err || fail "entity-stats of the truth"
 python3 - "$sample/captions.csv" <<'PY' || fail "cannot add runs"
