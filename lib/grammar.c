@@ -858,6 +858,7 @@ static enum step comment_byte(const struct grammar_state *s, struct lex *x, unsi
 /* ---- all ---- */
 
 static enum step close_value(const struct grammar *g, struct lex *x, unsigned char c);
+static uint32_t local_need(const struct grammar *g, const struct lex *x);
 
 /* Compact form: how many letters of ENDSEC the keyword in hand may be. */
 static int ending(const struct grammar *g, const struct lex *x)
@@ -927,12 +928,12 @@ static enum step byte(const struct grammar *g, const struct grammar_state *s, st
             to(x, M_AFTER, 0);
             break;
         case M_KEY:
-            if (g->word[x->node].term == NONE)
-                return FAIL;
             to(x, M_KEYWS, 0);
+            if (g->word[x->node].term == NONE || local_need(g, x) >= INF)
+                return FAIL;
             break;
         case M_TYPED:
-            if (g->word[x->node].term == NONE)
+            if (g->word[x->node].term == NONE || g->avail[x->avail].value[g->word[x->node].term] >= INF)
                 return FAIL;
             to(x, M_TYPEDWS, 0);
             break;
@@ -1279,7 +1280,11 @@ static uint32_t local_need(const struct grammar *g, const struct lex *x)
     case M_DATA: return (uint32_t)sizeof data_text - 1 - x->sub;
     case M_EQ: return 1u + least(a->word[g->keywords], plus(a->part[0], 1));
     case M_HEAD: return least(a->word[g->keywords], plus(a->part[0], 1));
-    case M_KEY: case M_KEYWS: return a->word[x->node]; /* ENDSEC of the compact form: see need() */
+    case M_KEY: return a->word[x->node]; /* ENDSEC of the compact form: see need() */
+    case M_KEYWS: { /* the word is this one, not one that begins so */
+        const struct word *w = &g->word[x->node];
+        return plus(1u + a->rest[g->sig[w->term].rest], w->part == NONE ? 2 : a->part[w->part]);
+    }
     case M_PART: return x->flags & FIRST_PART ? a->word[g->part[x->part].words] : a->part[x->part];
     case M_VALUE: return value_way(g, x);
     case M_REF0: return MAX_DIGITS + after_need(g, x);
@@ -1292,7 +1297,8 @@ static uint32_t local_need(const struct grammar *g, const struct lex *x)
     case M_STRING: return (uint32_t)hex_need[x->sub] + after_need(g, x);
     case M_ENUM: return g->word[x->node].rest + 1u + after_need(g, x);
     case M_BINARY: return (x->sub ? 1 : 2) + after_need(g, x);
-    case M_TYPED: case M_TYPEDWS: return typed_need(g, a, x->node) + after_need(g, x);
+    case M_TYPED: return typed_need(g, a, x->node) + after_need(g, x);
+    case M_TYPEDWS: return a->value[g->word[x->node].term] + 2u + after_need(g, x);
     case M_AFTER: return after_need(g, x);
     case M_SEMI: return 2;
     case M_NL: return 1;

@@ -9,7 +9,7 @@
 const char *const tool_names[] = {
     "abc-fetch",  "hub-fetch",     "step-round",     "step-restructure", "step-restore",  "step-render",
     "caption",    "synth",         "rag-pairs",      "token-filter",     "split",         "tokenizer-train",
-    "runs-merge", "schema-table", "sft",           "merge-lora",     "generate",         "serve",         "complete-ratio",
+    "runs-merge", "schema-table", "sft", "train-bench",           "merge-lora",     "generate",         "serve",         "complete-ratio",
     "chamfer",    "renderability", "entity-stats",   "eval-loss",        "geometry-reward", "report",
     "model", /* not a tool: a config's section about the base model, read by scripts/ */
     NULL,
