@@ -128,11 +128,15 @@ static inline int32_t closing(struct walk *k, const uint32_t *w)
     return id >= 0 && has_bit(w, id) ? id : -1;
 }
 
-/* ENDSEC is one of few choices ahead of a line: seldom taken, so that there is a text. */
-static inline bool ends_text(struct walk *k, const struct grammar_state *s, int32_t id)
+/* ENDSEC is one of few choices ahead of a line, and the reference form has room for white space and comments
+ * everywhere: both are seldom taken, so that there is a text. */
+static inline bool idle(struct walk *k, const struct grammar_state *s, int32_t id)
 {
     size_t n;
     const char *p = tok_bytes(k->t, id, &n);
+    bool inside = !strcmp(grammar_awaits(s), "a string") || !strcmp(grammar_awaits(s), "a comment");
+    if (n && !inside && k->opts.reference && (*p <= ' ' || *p == '/'))
+        return below(k, 12);
     return !strncmp(grammar_awaits(s), "an instance", 11) && n && *p == 'E' && below(k, 60);
 }
 
@@ -154,7 +158,7 @@ static inline int walk_random(struct walk *k, int64_t budget)
         memset(w, 0, k->n_words * sizeof *w);
         grammar_fill(s, w, k->n_words);
         int32_t id = below(k, 4) ? closing(k, w) : -1;
-        for (int tries = 0; id < 0 || (tries < 20 && ends_text(k, s, id)); tries++)
+        for (int tries = 0; id < 0 || (tries < 20 && idle(k, s, id)); tries++)
             if ((id = pick(k, w)) < 0)
                 break;
         for (int i = 0; i < 4 && !bad; i++) {

@@ -49,7 +49,7 @@ static void random_texts_are_valid_whatever_the_budget(void **state)
             for (size_t b = 0; b < ARRAY_LEN(budgets); b++)
                 for (int i = 0; i < (budgets[b] < 500 ? 25 : 5); i++)
                     assert_int_equal(walk_random(&k, budgets[b]), 0);
-            assert_true(k.entities > 100);
+            assert_true(k.entities > 120);
             walk_close(&k);
         }
 }
