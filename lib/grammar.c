@@ -1760,6 +1760,70 @@ const char *grammar_awaits(const struct grammar_state *s)
     return awaits[s->x.mode];
 }
 
+/* ---- as a decoder sees it ---- */
+
+/* A place to go back to. */
+struct place {
+    struct lex x;
+    int64_t left;
+    uint32_t generation;
+};
+_Static_assert(sizeof(struct place) <= TOKEN_MASK_MARK, "a place fits");
+
+/* The decoder may have less room than was planned with, never more. */
+static void tighten(struct grammar_state *s, int64_t left)
+{
+    s->left = left < s->left ? left : s->left;
+}
+
+static bool mask_allows(void *ctx, int32_t id, int64_t left)
+{
+    tighten(ctx, left);
+    return grammar_permits(ctx, id);
+}
+
+static void mask_fill(void *ctx, int64_t left, uint32_t *bits)
+{
+    struct grammar_state *s = ctx;
+    tighten(s, left);
+    grammar_fill(s, bits, s->g->words);
+}
+
+static void mask_take(void *ctx, int32_t id)
+{
+    grammar_accept(ctx, id);
+}
+
+static bool mask_done(void *ctx)
+{
+    return grammar_done(ctx);
+}
+
+static void mask_mark(void *ctx, void *at)
+{
+    const struct grammar_state *s = ctx;
+    struct place p = {.x = s->x, .left = s->left, .generation = s->generation};
+    memcpy(at, &p, sizeof p);
+}
+
+static void mask_rollback(void *ctx, const void *at)
+{
+    struct grammar_state *s = ctx;
+    struct place p;
+    memcpy(&p, at, sizeof p);
+    for (uint32_t id = p.x.n + 1; id <= s->x.n; id++)
+        undefine(s, id);
+    s->x = p.x;
+    s->left = p.left;
+    s->generation = p.generation; /* refresh() looks whether it is still good */
+}
+
+void grammar_token_mask(struct grammar_state *s, struct token_mask *out)
+{
+    *out = (struct token_mask){.ctx = s, .n_words = s->g->words, .allows = mask_allows, .fill = mask_fill, .take = mask_take,
+                               .done = mask_done, .mark = mask_mark, .rollback = mask_rollback};
+}
+
 /* ==== making it ==== */
 
 struct spelling {

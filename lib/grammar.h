@@ -32,6 +32,7 @@
 #define LIB_GRAMMAR_H
 
 #include "lib/schema.h"
+#include "lib/token_mask.h"
 #include "lib/tokenizer.h"
 
 struct grammar;
@@ -64,6 +65,8 @@ bool grammar_done(const struct grammar_state *s);
 int64_t grammar_left(const struct grammar_state *s); /* of the budget */
 int64_t grammar_need(const struct grammar_state *s); /* tokens that closing takes at most, an end token included */
 uint64_t grammar_entities(const struct grammar_state *s);
+/* The same as a decoder wants it (s is its ctx, and lives as long). */
+void grammar_token_mask(struct grammar_state *s, struct token_mask *out);
 /* What the automaton waits for, for messages and tests: "a value", "';'", ... */
 const char *grammar_awaits(const struct grammar_state *s);
 

@@ -153,6 +153,44 @@ static void a_text_ends_within_its_budget_and_too_small_ones_are_refused(void **
     walk_close(&k);
 }
 
+static void a_draft_can_be_taken_back(void **state)
+{
+    (void)state;
+    for (size_t f = 0; f < ARRAY_LEN(forms); f++) {
+        struct walk k;
+        struct grammar_state *s;
+        struct token_mask m;
+        uint64_t place[TOKEN_MASK_MARK / 8];
+        assert_int_equal(walk_open(&k, tokenizers[0], forms[f]), ERR_OK);
+        uint32_t *before = xcalloc(k.n_words, sizeof *before), *w = xcalloc(k.n_words, sizeof *w);
+        assert_int_equal(grammar_state_new(k.g, 900, &s), ERR_OK);
+        grammar_token_mask(s, &m);
+        assert_int_equal(m.n_words, k.n_words);
+        for (int64_t left = 900; !m.done(m.ctx); left--) {
+            int32_t first = -1;
+            m.fill(m.ctx, left, before);
+            m.mark(m.ctx, place);
+            for (int i = 0; i < 12 && !m.done(m.ctx); i++) {
+                m.fill(m.ctx, left - i, w);
+                int32_t id = closing(&k, w);
+                id = id < 0 ? pick(&k, w) : id;
+                assert_true(m.allows(m.ctx, id, left - i));
+                m.take(m.ctx, id);
+                first = first < 0 ? id : first;
+            }
+            m.rollback(m.ctx, place);
+            m.fill(m.ctx, left, w);
+            assert_memory_equal(w, before, k.n_words * sizeof *w);
+            assert_int_equal(grammar_left(s), left);
+            m.take(m.ctx, first);
+        }
+        grammar_state_free(s);
+        free(before);
+        free(w);
+        walk_close(&k);
+    }
+}
+
 static void end_tokens_come_at_the_end_alone(void **state)
 {
     (void)state;
@@ -241,6 +279,7 @@ int main(void)
         cmocka_unit_test(random_texts_are_valid_whatever_the_budget),
         cmocka_unit_test(what_is_wrong_is_refused),
         cmocka_unit_test(a_text_ends_within_its_budget_and_too_small_ones_are_refused),
+        cmocka_unit_test(a_draft_can_be_taken_back),
         cmocka_unit_test(end_tokens_come_at_the_end_alone),
         cmocka_unit_test(a_table_says_what_was_seen_and_reads_back),
         cmocka_unit_test(a_damaged_table_is_refused_with_its_line),
