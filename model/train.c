@@ -388,9 +388,13 @@ static int project_backward_inner(const struct pass *s, const struct group *g, s
     return rc;
 }
 
+/* How much of a layer is kept, in the order of what a byte saves; aside: the input, in host memory. */
+enum level { KEEP_ASIDE, KEEP_INPUT, KEEP_ATTENTION, KEEP_FFN, KEEP_NORMS, KEEP_ALL };
+
 /* What the backward pass finds of a layer; NULL: to be computed again. */
 struct saved {
     th_tensor *x;                       /* input, [rows, d] */
+    th_aside *aside;                    /* or where it is meanwhile */
     th_tensor *r1, *qkv, *o, *u_o, *x2; /* 1 / rms of x; q, k rotated; attention's output; x after attention */
     th_tensor *h1, *h2, *r2;            /* norms, with the adapters' u beside them; 1 / rms of x2 */
     th_tensor *gu, *u_down, *act;       /* gate and up; act A^T; silu(gate) up, with u_down beside it */
@@ -403,11 +407,9 @@ static void saved_free(struct saved *v)
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         th_free(all[i]);
     th_attention_saved_free(&v->attention);
+    th_aside_free(v->aside);
     *v = (struct saved){0};
 }
-
-/* How much of a layer is kept, in the order of what a byte saves. */
-enum level { KEEP_INPUT, KEEP_ATTENTION, KEEP_FFN, KEEP_NORMS, KEEP_ALL };
 
 static int norm(const struct pass *s, th_tensor *x, th_tensor *added, struct param *w, th_tensor *sum, th_tensor *h, th_tensor *r)
 {
@@ -423,9 +425,9 @@ static th_tensor *heads(const struct pass *s, th_tensor *qkv, int64_t col, int64
     return th_unflatten(cols(qkv, col, n * s->m->cfg.head_dim), 1, n);
 }
 
-/* From x + added (added NULL: x) to the norm before the feed-forward part: all of v but gu, u_down and act, in handles of the
+/* From x + added (added NULL: x) to the norm before the feed-forward part: of v what `level` keeps, and x, x2, h2, r2, in handles of the
  * scope. */
-static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *added, struct saved *v)
+static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *added, enum level level, struct saved *v)
 {
     const struct model_config *c = &s->m->cfg;
     struct layer *l = &s->m->layers[i];
@@ -435,8 +437,9 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
 
     mark(s, "norms");
     v->x = added ? matrix(s, s->rows, c->d_model) : th_alias(x);
-    v->h1 = matrix(s, s->rows, c->d_model + qkv->e);
     v->r1 = floats(s, s->rows);
+    size_t scope = th_scope_begin();
+    v->h1 = matrix(s, s->rows, c->d_model + qkv->e);
     HAVE(v->x);
     TRY(norm(s, x, added, l->norm1, added ? v->x : NULL, v->h1, v->r1));
     mark(s, "q, k, v");
@@ -447,25 +450,35 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     TRY(project(qkv, v->h1, own));
     mark(s, "rope");
     HAVE(own);
-    TRY(done(s, s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
-                           th_data(s->t->cos), th_data(s->t->sin))));
+    TRY(done(s, rc < 0 ? 0 : s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
+                                        th_data(s->t->cos), th_data(s->t->sin))));
     mark(s, "attention");
-    if (rc < 0)
-        return rc;
-    v->o = th_attention_packed(heads(s, v->qkv, 0, c->n_heads), heads(s, v->qkv, q_size, c->n_kv_heads),
-                               heads(s, v->qkv, q_size + kv_size, c->n_kv_heads), &s->pack, s->grad ? &v->attention : NULL);
+    if (rc == ERR_OK)
+        v->o = th_attention_packed(heads(s, v->qkv, 0, c->n_heads), heads(s, v->qkv, q_size, c->n_kv_heads),
+                                   heads(s, v->qkv, q_size + kv_size, c->n_kv_heads), &s->pack,
+                                   s->grad && level >= KEEP_ATTENTION ? &v->attention : NULL);
+    v->o = th_keep(v->o ? th_flatten(v->o, 1) : NULL);
+    v->h1 = level >= KEEP_NORMS ? th_keep(v->h1) : NULL;
+    v->qkv = level >= KEEP_ATTENTION ? th_keep(v->qkv) : NULL;
+    th_scope_end(scope);
+    th_adopt(v->h1);
+    th_adopt(v->qkv);
+
     mark(s, "o");
-    v->o = th_flatten(v->o, 1);
-    v->u_o = o->e ? matrix(s, s->rows, o->e) : NULL;
-    th_tensor *y = matrix(s, s->rows, c->d_model);
-    HAVE(v->o);
-    TRY(project_dense(o, v->o, v->u_o, y));
-    mark(s, "norms");
     v->x2 = matrix(s, s->rows, c->d_model);
     v->h2 = matrix(s, s->rows, c->d_model + gu->e);
     v->r2 = floats(s, s->rows);
-    HAVE(v->x2);
+    v->u_o = o->e ? matrix(s, s->rows, o->e) : NULL;
+    scope = th_scope_begin();
+    th_adopt(v->o);
+    th_tensor *y = matrix(s, s->rows, c->d_model);
+    HAVE(v->o && v->x2);
+    TRY(project_dense(o, v->o, v->u_o, y));
+    mark(s, "norms");
     TRY(norm(s, v->x, y, l->norm2, v->x2, v->h2, v->r2));
+    v->o = level >= KEEP_ATTENTION ? th_keep(v->o) : NULL;
+    th_scope_end(scope);
+    th_adopt(v->o);
     return rc;
 }
 
@@ -489,10 +502,13 @@ static int ffn(struct pass *s, int64_t i, th_tensor *h, th_tensor *y, th_tensor 
 }
 
 /* Keeps of v, whose handles are of the scope, what `level` says. */
-static void keep(struct pass *s, int64_t i, struct saved *v, enum level level, struct saved *out)
+static int keep(struct pass *s, int64_t i, struct saved *v, enum level level, struct saved *out)
 {
     const struct group *down = &s->t->group[i][G_DOWN];
-    *out = (struct saved){.x = th_keep(v->x)};
+    *out = (struct saved){0};
+    if (level == KEEP_ASIDE)
+        return (out->aside = th_aside_new(v->x)) ? ERR_OK : err_code();
+    out->x = th_keep(v->x);
     if (level >= KEEP_ATTENTION) {
         out->r1 = th_keep(v->r1);
         out->qkv = th_keep(v->qkv);
@@ -514,6 +530,7 @@ static void keep(struct pass *s, int64_t i, struct saved *v, enum level level, s
     }
     if (level >= KEEP_ALL)
         out->act = th_keep(v->act);
+    return ERR_OK;
 }
 
 /* A layer, whose input is *x + *added (added NULL: *x) and so is its output: kept handles, the old ones freed. */
@@ -522,7 +539,7 @@ static int layer_forward(struct pass *s, int64_t i, enum level level, th_tensor 
     size_t scope = th_scope_begin();
     struct saved v = {0};
     bool whole = s->chunk >= s->rows;
-    int rc = attention_part(s, i, *x, *added, &v);
+    int rc = attention_part(s, i, *x, *added, s->grad ? level : KEEP_INPUT, &v);
     th_tensor *y = matrix(s, s->rows, s->m->cfg.d_model);
     HAVE(y);
     for (int64_t at = 0; at < s->rows && rc == ERR_OK; at += s->chunk) {
@@ -538,7 +555,9 @@ static int layer_forward(struct pass *s, int64_t i, enum level level, th_tensor 
     *added = th_keep(y);
     if (rc == ERR_OK && s->grad) {
         th_tensor *x2 = v.x2;
-        keep(s, i, &v, level, out);
+        rc = keep(s, i, &v, level, out);
+        if (rc == ERR_OK && i > 1 && out[-2].aside) /* not too far ahead of the device: see th_aside_take() */
+            rc = th_aside_wait(out[-2].aside);
         if (out->x2)
             *x = th_keep(th_alias(x2));
     }
@@ -620,7 +639,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     return rc;
 }
 
-/* dy [rows, d + extra]: the gradient of the layer's output becomes that of its input. */
+/* v: the layer's, in an array of all layers'.  dy [rows, d + extra]: the gradient of the layer's output becomes that of its input. */
 static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor *dy)
 {
     const struct model_config *c = &s->m->cfg;
@@ -629,14 +648,21 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     int64_t q_size = c->n_heads * c->head_dim, kv_size = c->n_kv_heads * c->head_dim, d = c->d_model;
     int rc = ERR_OK;
 
-    if (!v->qkv) { /* only the input was kept */
+    if (v->aside) {
+        v->x = th_keep(th_aside_take(v->aside));
+        th_aside_free(v->aside);
+        v->aside = NULL;
+        HAVE(v->x);
+    }
+    if (i > 0 && v[-1].aside)
+        TRY(th_aside_fetch(v[-1].aside)); /* the next to be wanted */
+    if (rc == ERR_OK && !v->qkv) { /* only the input was kept */
         struct saved again = {0};
-        rc = attention_part(s, i, v->x, NULL, &again);
         th_tensor *x = v->x;
-        if (rc == ERR_OK)
-            keep(s, i, &again, KEEP_ATTENTION, v);
-        else
-            v->x = NULL;
+        rc = attention_part(s, i, x, NULL, KEEP_ATTENTION, &again);
+        v->x = NULL;
+        if (rc == ERR_OK && (rc = keep(s, i, &again, KEEP_ATTENTION, v)) == ERR_OK)
+            v->h2 = th_keep(again.h2);
         th_free(x);
         th_attention_saved_free(&again.attention);
     }
@@ -650,24 +676,23 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     th_free(v->gu);
     th_free(v->act);
     th_free(v->h2);
-    v->gu = v->act = v->h2 = NULL;
+    th_free(v->x2);
+    v->gu = v->act = v->h2 = v->x2 = NULL;
 
     mark(s, "o, backward");
-    th_tensor *d_o = NULL, *dq, *dk, *dv, *dh;
-    TRY(project_backward_inner(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, dy, &d_o));
-    if (rc < 0)
-        return rc;
-    mark(s, "attention, backward");
-    rc = th_attention_packed_backward(th_unflatten(d_o, 1, c->n_heads), heads(s, v->qkv, 0, c->n_heads),
-                                      heads(s, v->qkv, q_size, c->n_kv_heads), heads(s, v->qkv, q_size + kv_size, c->n_kv_heads),
-                                      th_unflatten(v->o, 1, c->n_heads), &s->pack, &v->attention, &dq, &dk, &dv);
-    if (rc < 0)
-        return rc;
-    mark(s, "rope, backward");
-    th_tensor *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
+    th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
+    size_t inner = th_scope_begin();
     HAVE(dqkv);
+    TRY(project_backward_inner(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, dy, &d_o));
+    mark(s, "attention, backward");
+    if (rc == ERR_OK)
+        rc = th_attention_packed_backward(th_unflatten(d_o, 1, c->n_heads), heads(s, v->qkv, 0, c->n_heads),
+                                          heads(s, v->qkv, q_size, c->n_kv_heads), heads(s, v->qkv, q_size + kv_size, c->n_kv_heads),
+                                          th_unflatten(v->o, 1, c->n_heads), &s->pack, &v->attention, &dq, &dk, &dv);
+    mark(s, "rope, backward");
     TRY(done(s, rc < 0 ? 0 : s->k->rope_backward(&s->tk, s->rows, c->n_heads, c->n_kv_heads, c->head_dim, th_data(dq), th_data(dk),
                                                  th_data(dv), th_data(dqkv), th_data(s->pos), th_data(s->t->cos), th_data(s->t->sin))));
+    th_scope_end(inner);
     if (!h) {
         mark(s, "norms, again");
         h = matrix(s, s->rows, d + g->e);
@@ -785,7 +810,7 @@ static void choose_levels(const struct pass *s, enum level *level)
 {
     const struct model_config *c = &s->m->cfg;
     int64_t n = c->n_layers, size = (int64_t)th_dtype_size(s->m->dtype), higher = 0;
-    enum level base = s->m->memory == MEMORY_LOW ? KEEP_INPUT : s->m->device == TH_CPU ? KEEP_NORMS : KEEP_ALL;
+    enum level base = s->m->memory == MEMORY_LOW ? s->m->device == TH_CUDA ? KEEP_ASIDE : KEEP_INPUT : s->m->device == TH_CPU ? KEEP_NORMS : KEEP_ALL;
     if (s->m->memory == MEMORY_AUTO && s->m->device == TH_CUDA) {
         /* what a layer's backward pass, or the head's, takes beside; a tenth for fragments and cuDNN's own */
         int64_t work = s->rows * size * (4 * c->d_ff + 8 * c->d_model) + s->rows * c->n_heads * c->head_dim * 8 + ((int64_t)2 << 30);

@@ -206,6 +206,14 @@ void th_memory_reset_peak(th_device d)
         run([] { c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(0); });
 }
 
+size_t th_memory_reserved(th_device d)
+{
+    size_t n = 0;
+    if (d == TH_CUDA)
+        run([&] { n = (size_t)c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(0).reserved_bytes[0].peak; });
+    return n;
+}
+
 size_t th_memory_available(th_device d)
 {
     size_t n = 0;
@@ -254,6 +262,96 @@ double th_mark_seconds(const th_mark *from, const th_mark *to)
     return ms / 1000;
 }
 
+// The copies have a stream of their own.  A tensor that another stream still reads or writes is told to the allocator, which then
+// does not give its memory away before.
+struct th_aside {
+    at::Tensor host, back;
+    c10::Event there{at::kCUDA}, here{at::kCUDA};
+};
+
+} // extern "C"
+
+namespace {
+
+// Runs f with the copies' stream as the present one.
+template <typename F> void beside(F &&f)
+{
+    const c10::impl::VirtualGuardImpl g(at::kCUDA);
+    static const c10::Stream side = g.getStreamFromGlobalPool(device(TH_CUDA), false);
+    c10::Stream main = g.getStream(device(TH_CUDA));
+    c10::Event ready{at::kCUDA};
+    ready.record(main);
+    ready.block(side);
+    g.exchangeStream(side);
+    try {
+        f(g, main, side);
+    } catch (...) {
+        g.exchangeStream(main);
+        throw;
+    }
+    g.exchangeStream(main);
+}
+
+} // namespace
+
+extern "C" {
+
+th_aside *th_aside_new(th_tensor *x)
+{
+    NEED1(x);
+    th_aside *a = nullptr;
+    int rc = run([&] {
+        a = new th_aside;
+        a->host = at::empty(x->t.sizes(), x->t.options().device(at::kCPU).pinned_memory(true));
+        beside([&](const c10::impl::VirtualGuardImpl &g, c10::Stream, c10::Stream side) {
+            a->host.copy_(x->t, true);
+            g.recordDataPtrOnStream(x->t.storage().data_ptr(), side);
+            a->there.record(side);
+        });
+    });
+    if (rc < 0) {
+        delete a;
+        return nullptr;
+    }
+    return a;
+}
+
+int th_aside_wait(th_aside *a)
+{
+    return a ? run([&] { a->there.synchronize(); }) : failed();
+}
+
+int th_aside_fetch(th_aside *a)
+{
+    if (!a || a->back.defined())
+        return a ? ERR_OK : failed();
+    return run([&] {
+        a->back = at::empty(a->host.sizes(), a->host.options().device(device(TH_CUDA)).pinned_memory(false));
+        beside([&](const c10::impl::VirtualGuardImpl &g, c10::Stream, c10::Stream side) {
+            a->back.copy_(a->host, true);
+            g.recordDataPtrOnStream(a->back.storage().data_ptr(), side);
+            a->here.record(side);
+        });
+    });
+}
+
+th_tensor *th_aside_take(th_aside *a)
+{
+    if (th_aside_fetch(a) < 0)
+        return nullptr;
+    return op([&] {
+        const c10::impl::VirtualGuardImpl g(at::kCUDA);
+        a->here.block(g.getStream(device(TH_CUDA)));
+        a->here.synchronize(); // a host far ahead of the device would ask for memory that is still in use
+        return std::move(a->back);
+    });
+}
+
+void th_aside_free(th_aside *a)
+{
+    delete a;
+}
+
 size_t th_dtype_size(th_dtype t)
 {
     return c10::elementSize(scalar(t));
@@ -287,6 +385,13 @@ th_tensor *th_keep(th_tensor *x)
 void th_free(th_tensor *x)
 {
     delete x;
+}
+
+th_tensor *th_adopt(th_tensor *x)
+{
+    if (x)
+        stack.push_back(x);
+    return x;
 }
 
 th_tensor *th_alias(th_tensor *x)
@@ -760,10 +865,10 @@ bool half_on_cuda(const at::Tensor &q)
 }
 
 // cuDNN's kernels are twice as fast as the flash ones, but take a batch of equal lengths and want a plan, some tenths of a
-// second's work, for each shape.  So equal sequences go as one batch; others, if long, one by one, with their
+// second's work, for each shape.  So equal sequences go as one batch; others, if one fills the chip, one by one, with their
 // length rounded up: causal attention does not see what is added, and the rows it writes there are the next sequence's, which
 // comes after.  The short ones at the end go together through the flash kernels.
-constexpr int64_t ROUND = 256, LONG = 2048;
+constexpr int64_t ROUND = 256, FILLS = 65536; // rows times heads
 
 int64_t round_up(int64_t n) { return (n + ROUND - 1) / ROUND * ROUND; }
 int64_t length(const th_packing *p, int64_t i) { return p->start[i + 1] - p->start[i]; }
@@ -781,10 +886,10 @@ int packed_kernel(const at::Tensor &q, const th_packing *p)
 }
 
 // Sequences of MIXED that go one by one: those before the first of the last, short ones.
-int64_t n_long(const th_packing *p)
+int64_t n_long(const th_packing *p, int64_t heads)
 {
     int64_t n = p->n;
-    while (n > 0 && length(p, n - 1) < LONG)
+    while (n > 0 && length(p, n - 1) * heads < FILLS)
         n--;
     return n;
 }
@@ -896,10 +1001,10 @@ at::Tensor joined(std::vector<at::Tensor> &v)
 }
 
 // The calls that a packing takes on the GPU.
-std::vector<part> parts(int kernel, const th_packing *p)
+std::vector<part> parts(int kernel, const th_packing *p, int64_t heads)
 {
     std::vector<part> v;
-    int64_t alone = kernel == MIXED ? n_long(p) : 0, rows = p->start[p->n];
+    int64_t alone = kernel == MIXED ? n_long(p, heads) : 0, rows = p->start[p->n];
     if (kernel == CUDNN)
         v.push_back({CUDNN, 0, rows, p->n, 0, p->n, 0, 0, {}, {}, {}, {}, {}});
     for (int64_t i = 0; i < alone; i++)
@@ -938,7 +1043,7 @@ th_tensor *th_attention_packed(th_tensor *q, th_tensor *k, th_tensor *v, const t
                 s.v.push_back({kernel, p->start[i], length(p, i), 1, i, 1, 0, 0, lse.empty() ? at::Tensor() : lse[0], {}, {}, {}, {}});
             }
         } else {
-            s.v = parts(kernel, p);
+            s.v = parts(kernel, p, q->t.size(1));
             for (part &a : s.v)
                 if (a.kernel == CUDNN) {
                     out.push_back(cudnn_part(a, q->t, k->t, v->t, saved != nullptr).narrow(0, 0, p->start[a.seq + a.n] - a.row));

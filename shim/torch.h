@@ -47,6 +47,7 @@ void th_sync(enum th_device d);            /* waits for the device */
 /* Bytes of device memory in use, at their highest, and free; zeros on the CPU. */
 void th_memory(enum th_device d, size_t *used, size_t *peak, size_t *free_bytes);
 void th_memory_reset_peak(enum th_device d);
+size_t th_memory_reserved(enum th_device d); /* bytes that the allocator holds, at their highest */
 /* Bytes that could still be taken: free ones and those that freed tensors left to the allocator. */
 size_t th_memory_available(enum th_device d);
 /* fn(ctx, from, to) over parts of 0 .. n - 1 of at least `grain`, on the threads that operators use. */
@@ -58,11 +59,20 @@ void th_mark_free(th_mark *m);
 double th_mark_seconds(const th_mark *from, const th_mark *to); /* waits for `to` */
 size_t th_dtype_size(enum th_dtype t);
 
+/* Tensors put aside in page-locked host memory, by copies beside the device's other work. */
+typedef struct th_aside th_aside;
+th_aside *th_aside_new(th_tensor *x);      /* the caller may free x at once; NULL: an error */
+int th_aside_wait(th_aside *a);            /* the host waits until it is there, and x's memory free */
+int th_aside_fetch(th_aside *a);           /* begins to bring it back, if that is not under way */
+th_tensor *th_aside_take(th_aside *a);     /* it; the host waits for it */
+void th_aside_free(th_aside *a);           /* NULL is fine */
+
 /* ---- handles ---- */
 size_t th_scope_begin(void);
 void th_scope_end(size_t scope);
 th_tensor *th_keep(th_tensor *x);          /* takes x out of its scope; NULL passes */
 void th_free(th_tensor *x);                /* of a kept handle; NULL is fine */
+th_tensor *th_adopt(th_tensor *x);         /* gives a kept handle to the innermost scope; NULL passes */
 th_tensor *th_alias(th_tensor *x);         /* a second handle to the same tensor */
 int th_rank(const th_tensor *x);
 int64_t th_size(const th_tensor *x, int dim); /* dim < 0 counts from the end */

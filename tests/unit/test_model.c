@@ -203,7 +203,7 @@ static void a_packed_batch_equals_single_sequences(void **state)
 static void packed_gradients_equal_those_of_single_sequences(void **state)
 {
     const char *config = "{\"architectures\":[\"Qwen2ForCausalLM\"],\"hidden_size\":128,\"intermediate_size\":192,\"num_hidden_layers\":2,"
-                         "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":64,\"vocab_size\":104,\"initializer_range\":0.1}";
+                         "\"num_attention_heads\":32,\"num_key_value_heads\":2,\"head_dim\":64,\"vocab_size\":104,\"initializer_range\":0.1}";
     size_t lengths[] = {50, 2300, 300, 2048}, n = ARRAY_LEN(lengths), total = 0, covered;
     static int32_t ids[5000];
     struct sequence seq[ARRAY_LEN(lengths)];
