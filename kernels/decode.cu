@@ -874,6 +874,38 @@ __device__ __forceinline__ uint8_t to_e4m3(float v)
     return (uint8_t)(sign | (q > 0x7e ? 0x7e : q));
 }
 
+// The power of two at or above v: with such scales, what e4m3 stores is exact in bfloat16, too.
+__device__ __forceinline__ float power_above(float v)
+{
+    uint32_t u = __float_as_uint(v);
+    u = u & 0x7fffffu ? (u & 0x7f800000u) + 0x800000u : u;
+    return u < 0x08000000u ? __uint_as_float(0x08000000u) : __uint_as_float(u); // zeros, and what is next to nothing
+}
+
+__device__ __forceinline__ float from_e4m3(uint8_t q)
+{
+    int e = q >> 3 & 15, f = q & 7;
+    float v = e ? __uint_as_float((uint32_t)(e + 120) << 23 | (uint32_t)f << 20) : (float)f * 0.001953125f;
+    return q & 0x80 ? -v : v;
+}
+
+// A block a row of a matrix [rows][cols]: what packing to e4m3 and back makes of it.
+__global__ void round_kernel(uint16_t *w, int64_t cols)
+{
+    SHARED_MEMORY(smem);
+    float *top = (float *)smem, v = 0;
+    w += (int64_t)blockIdx.x * cols;
+    for (int64_t i = threadIdx.x; i < cols; i += blockDim.x)
+        v = fmaxf(v, fabsf(bf16_to_float(w[i])));
+    top[threadIdx.x] = v;
+    __syncthreads();
+    for (unsigned i = 0; i < blockDim.x; i++)
+        v = fmaxf(v, top[i]);
+    float s = power_above(v / 448);
+    for (int64_t i = threadIdx.x; i < cols; i += blockDim.x)
+        w[i] = to_bf16(from_e4m3(to_e4m3(bf16_to_float(w[i]) / s)) * s);
+}
+
 // A block a row group.
 __global__ void pack_kernel(void *dst, float *scale, int fp8, const uint16_t *s0, const uint16_t *s1, int64_t ld, const int32_t *rows,
                             const int32_t *cols, int k)
@@ -890,8 +922,8 @@ __global__ void pack_kernel(void *dst, float *scale, int fp8, const uint16_t *s0
         if (at == 0) {
             for (int i = 1; i < 16; i++)
                 v = fmaxf(v, top[row * 16 + i]);
-            scale[rg * 16 + row] = v / 448;
-            top[256 + row] = v > 0 ? 448 / v : 0;
+            scale[rg * 16 + row] = power_above(v / 448);
+            top[256 + row] = 1 / power_above(v / 448);
         }
         __syncthreads();
     }
@@ -1138,6 +1170,11 @@ int k_decode_pack(void *stream, void *dst, float *scale, int fp8, const void *sr
     if (n_rg < 1)
         return 0;
     LAUNCH(pack_kernel, n_rg, 1, 256, 272 * 4, stream, dst, scale, fp8, (const uint16_t *)src0, (const uint16_t *)src1, ld, rows, cols, k);
+}
+
+int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols)
+{
+    LAUNCH(round_kernel, (unsigned)rows, 1, 256, 1024, stream, (uint16_t *)w, cols);
 }
 
 int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t capacity, int head_dim,

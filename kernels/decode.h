@@ -86,6 +86,8 @@ int k_decode_max_cols(int k, int smem);
  * (zeros) or row * 2 + which; cols[k]: -1 or the column, NULL: column i while i < ld. */
 int k_decode_pack(void *stream, void *dst, float *scale, int fp8, const void *src0, const void *src1, int64_t ld,
                   const int32_t *rows, const int32_t *cols, int n_rg, int k);
+/* Rounds a bfloat16 matrix to what its e4m3 form stands for (scales are powers of two, so bfloat16 holds it exactly). */
+int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols);
 /* Copies keys and values of a prompt, [kv_heads][capacity][head_dim] bfloat16, tokens from `from` to `to`, into pages. */
 int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t capacity,
                   int head_dim, int from, int to, const int32_t *pages);

@@ -26,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lib/token_mask.h"
 #include "model/transformer.h"
 
 struct engine;
@@ -36,19 +37,9 @@ struct engine_options {
     int64_t vocab;           /* ids below it may be chosen (a model may have more rows than there are tokens); 0: all */
     bool fp8;                /* weights in e4m3 with a scale a row (CUDA) */
     bool plain;              /* the third way in any case: what tests compare with */
+    bool emulate;            /* the first way, on the CPU, with a library of emulated kernels (tests) */
     size_t cache_bytes;      /* for keys and values; 0: what max_batch and max_tokens ask for, within what is free */
     int threads;             /* CPU; 0: all cores */
-};
-
-/* Which tokens may come next: a grammar, say.  The model chooses first; only when its choice is not permitted is
- * the mask asked for and the choice made again among the permitted.  (For sampling, too, that is the distribution
- * over the permitted tokens: p(t) + p(not permitted) p(t) / p(permitted) = p(t) / p(permitted).) */
-struct engine_mask {
-    bool (*permits)(void *ctx, int32_t id);
-    /* Bit id % 32 of word id / 32: the token may come.  At least one does.  n_words are zeroed before. */
-    void (*fill)(void *ctx, uint32_t *words, size_t n_words);
-    void (*accept)(void *ctx, int32_t id); /* the token that came */
-    void *ctx;
 };
 
 struct engine_sampling {
@@ -75,8 +66,9 @@ struct engine_request {
     int64_t max_new;
     struct engine_sampling sampling;
     int64_t draft;           /* up to so many tokens a step guessed from prompt and own text, and verified; the
-                              * output is the same without.  Greedy only; 0: none */
-    const struct engine_mask *mask; /* NULL: none; lives until done() */
+                              * output is the same without; 0: none */
+    const struct token_mask *mask; /* NULL: none; lives until done().  The model chooses first, the mask decides
+                              * among the rest only when that is not allowed */
     /* Each token as it comes; false ends the sequence (ENGINE_STOP): that is how stop tokens and texts work. */
     bool (*token)(void *ctx, int32_t id);
     void (*done)(void *ctx, const struct engine_result *r); /* may submit the next */

@@ -1,0 +1,54 @@
+/* engine_impl.h: between engine.c, which knows sequences, and the ways to compute, which know places (0 to max_batch - 1).
+ *
+ * A place holds the keys and values of one sequence.  A prompt but for its last token is read at once; then
+ * steps take columns, each one token at the position where it goes, those of a place together and in order.
+ */
+#ifndef MODEL_ENGINE_IMPL_H
+#define MODEL_ENGINE_IMPL_H
+
+#include "model/engine.h"
+
+struct engine_column {
+    int32_t place, token, pos;
+};
+
+/* How to choose the token after a column. */
+struct engine_choice {
+    struct engine_sampling s;
+    int64_t at;              /* its place in the text, from 0: with the seed, what is drawn */
+    const uint32_t *mask;    /* NULL: all tokens */
+};
+
+struct engine_way {
+    const char *name;
+    int64_t max_columns;     /* of a step */
+    int64_t max_a_place;     /* of a place in a step: 1 if it cannot verify drafts */
+    size_t weight_bytes, cache_bytes;
+    void *state;
+    /* 1: the place has room for n tokens; 0: not now; negative: error. */
+    int (*reserve)(struct engine_way *w, int64_t place, int64_t n);
+    void (*release)(struct engine_way *w, int64_t place);
+    int (*prefill)(struct engine_way *w, int64_t place, const int32_t *ids, size_t n);
+    /* logits: somebody will choose by sampling or under a mask. */
+    int (*step)(struct engine_way *w, const struct engine_column *c, int64_t n, bool logits);
+    /* Tokens for columns from to from + n of the last step. */
+    int (*choose)(struct engine_way *w, int64_t from, int64_t n, const struct engine_choice *c, int32_t *out);
+    /* A column's logits, [vocab] (tests). */
+    int (*logits)(struct engine_way *w, int64_t column, float *out);
+    void (*free)(struct engine_way *w);
+};
+
+/* Each fills *out, or leaves out->name NULL where it does not apply. */
+int engine_cuda(struct model *m, const struct engine_options *o, struct engine_way *out);
+int engine_cpu(struct model *m, const struct engine_options *o, struct engine_way *out);
+int engine_aten(struct model *m, const struct engine_options *o, struct engine_way *out);
+
+/* The choice on the CPU. */
+int32_t engine_pick(const float *logits, int64_t vocab, const struct engine_choice *c, uint32_t *scratch);
+
+/* RoPE's frequencies by the config: [head_dim / 2]. */
+void engine_rope_frequencies(const struct model_config *c, float *out);
+
+struct engine_way *engine_way_of(struct engine *e); /* tests, benchmarks */
+
+#endif
