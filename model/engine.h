@@ -85,6 +85,10 @@ void engine_cancel(struct engine *e, int64_t handle); /* done() is called at the
  * after which the engine can only be freed. */
 int engine_step(struct engine *e);
 
+/* Rounds the weights of all products to what e4m3 with a scale a row (a power of two) can hold, in place: what
+ * options.fp8 computes with, so that its loss can be measured.  A tied head becomes one of its own. */
+int engine_round_fp8(struct model *m);
+
 struct engine_info {
     const char *way;         /* "cuda-persistent", "cpu", "aten" */
     size_t weight_bytes, cache_bytes;

@@ -10,8 +10,8 @@
 #include "shim/kernels.h"
 
 #define FUNCTIONS(F) \
-    F(k_decode_device) F(k_decode_max_cols) F(k_decode_pack) F(k_decode_round) F(k_decode_fill) F(k_decode_step) \
-    F(k_decode_sample) F(k_host_alloc) F(k_host_free) F(k_copy) F(k_zero) F(k_wait)
+    F(k_decode_device) F(k_decode_max_cols) F(k_decode_pack) F(k_decode_fill) F(k_decode_step) F(k_decode_sample) \
+    F(k_host_alloc) F(k_host_free) F(k_copy) F(k_zero) F(k_wait)
 
 struct functions {
 #define F(name) __typeof__(name) *name;
@@ -289,6 +289,79 @@ static int scratch(struct cuda *c)
     if (rc == 0)
         rc = c->f.k_host_alloc(n * (size_t)c->mask_words * 4, (void **)&c->mask);
     return check("page-locked memory", rc);
+}
+
+/* ---- e4m3 on the CPU: the twin of pack_kernel() and round_kernel() ---- */
+
+static float power_above(float v)
+{
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    u = u & 0x7fffffu ? (u & 0x7f800000u) + 0x800000u : u;
+    u = u < 0x08000000u ? 0x08000000u : u;
+    memcpy(&v, &u, 4);
+    return v;
+}
+
+/* The nearest value of e4m3, ties to even, within 448. */
+static float nearest_e4m3(float v)
+{
+    int e;
+    float a = fabsf(v);
+    if (a >= 448)
+        return copysignf(448, v);
+    frexpf(a, &e);                         /* a < 2^e */
+    float unit = ldexpf(1, (e < -5 ? -5 : e) - 4); /* 3 bits after the first; steps of 2^-9 at the least */
+    return copysignf(rintf(a / unit) * unit, v);
+}
+
+static int round_on_cpu(struct model *m, struct param *p)
+{
+    int64_t rows = th_size(p->w, 0), cols = th_size(p->w, 1), shape[2] = {rows, cols};
+    size_t scope = th_scope_begin();
+    float *v = xmalloc((size_t)(rows * cols) * sizeof *v);
+    int rc = th_read(th_to(p->w, TH_F32, TH_CPU), v);
+    for (int64_t r = 0; r < rows && rc == ERR_OK; r++) {
+        float top = 0, *x = v + r * cols;
+        for (int64_t i = 0; i < cols; i++)
+            top = fmaxf(top, fabsf(x[i]));
+        float s = power_above(top / 448);
+        for (int64_t i = 0; i < cols; i++)
+            x[i] = nearest_e4m3(x[i] / s) * s;
+    }
+    th_tensor *w = rc == ERR_OK ? th_keep(th_clone(th_to(th_borrow(v, 2, shape, TH_F32), m->dtype, m->device))) : NULL;
+    th_scope_end(scope);
+    free(v);
+    if (!w)
+        return rc < 0 ? rc : err_code();
+    th_free(p->w); /* may be the file's own memory: never written to */
+    p->w = w;
+    return ERR_OK;
+}
+
+int engine_round_fp8(struct model *m)
+{
+    __typeof__(k_decode_round) *f = m->device == TH_CUDA && m->dtype == TH_BF16 && kernels_here() ?
+                                        (__typeof__(f))kernel("k_decode_round") : NULL;
+    int rc = ERR_OK;
+    if (m->head == m->embed) {
+        struct param *p = xcalloc(1, sizeof *p);
+        p->name = xstrdup("lm_head.weight");
+        size_t scope = th_scope_begin();
+        p->w = th_keep(th_clone(m->embed->w));
+        th_scope_end(scope);
+        ARRAY_GROW(m->params, m->cap_params, m->n_params + 1);
+        m->params[m->n_params++] = m->head = p;
+        if (!p->w)
+            return err_code();
+    }
+    for (int64_t i = 0; i <= m->cfg.n_layers && rc == ERR_OK; i++)
+        for (int t = 0; t < (i < m->cfg.n_layers ? (int)LORA_TARGETS : 1) && rc == ERR_OK; t++) {
+            struct param *p = i < m->cfg.n_layers ? m->layers[i].proj[t].w : m->head;
+            rc = f ? kernel_check("k_decode_round", f(kernel_stream(), th_data(p->w), th_size(p->w, 0), th_size(p->w, 1)))
+                   : round_on_cpu(m, p);
+        }
+    return rc;
 }
 
 /* ---- pages ---- */

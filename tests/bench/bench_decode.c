@@ -1,0 +1,340 @@
+/* How fast the engine decodes, and how near its logits are to float32's: a folder's weights, or random ones by its config.
+ *
+ *     bench-decode MODEL_DIR [--device D] [--fp8] [--plain] MODE...
+ *         check           logits of bfloat16, ours and ATen's, against float32, teacher-forced
+ *         one[:N]         batch 1, prompt 512, N new tokens
+ *         batch[:B:N]     B prompts of 512 at once, N new tokens each
+ *         columns         the step alone, by columns and by context
+ *         first[:N]       time to the first token after a prompt of N tokens
+ *         draft:PAIRS:TOKENIZER[:K]
+ *                         drafting K tokens a step on pair records: the true file's tokens stand in for the model's choices
+ *                         (so they decide what the draft gets right), every forward pass and choice is really run
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/err.h"
+#include "lib/files.h"
+#include "lib/log.h"
+#include "lib/mem.h"
+#include "lib/pairs.h"
+#include "lib/prompt.h"
+#include "model/draft.h"
+#include "model/engine_impl.h"
+
+static struct model *m;
+static bool fp8, plain;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "bench-decode: %s: %s\n", what, err_text());
+    exit(3);
+}
+
+static struct engine *open_engine(int64_t batch, int64_t tokens, bool plain_too)
+{
+    struct engine *e;
+    if (engine_new(m, &(struct engine_options){.max_batch = batch, .max_tokens = tokens, .fp8 = fp8, .plain = plain || plain_too}, &e) < 0)
+        die("engine");
+    return e;
+}
+
+static int32_t *random_ids(int64_t n, uint64_t seed)
+{
+    int32_t *v = xmalloc((size_t)n * sizeof *v);
+    for (int64_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        v[i] = (int32_t)((seed >> 33) % (uint64_t)m->cfg.vocab);
+    }
+    return v;
+}
+
+struct run {
+    double first;
+    int64_t tokens;
+    uint64_t sum;
+};
+
+static bool on_token(void *ctx, int32_t id)
+{
+    struct run *r = ctx;
+    if (!r->tokens++)
+        r->first = now_s();
+    r->sum = r->sum * 31 + (uint64_t)id;
+    return true;
+}
+
+static void generate(struct engine *e, int64_t batch, int64_t prompt, int64_t new, struct run *r)
+{
+    int rc;
+    for (int64_t b = 0; b < batch; b++) {
+        int32_t *ids = random_ids(prompt, (uint64_t)b);
+        r[b] = (struct run){0};
+        if (engine_submit(e, &(struct engine_request){.prompt = ids, .n_prompt = (size_t)prompt, .max_new = new, .token = on_token, .ctx = &r[b]},
+                          NULL) < 0)
+            die("submit");
+        free(ids);
+    }
+    while ((rc = engine_step(e)) > 0)
+        ;
+    if (rc < 0)
+        die("step");
+}
+
+static void speed(int64_t batch, int64_t prompt, int64_t new)
+{
+    struct engine *e = open_engine(batch, prompt + new, false);
+    struct run *r = xcalloc((size_t)batch, sizeof *r);
+    generate(e, batch, prompt, 16, r);
+    double t0 = now_s(), first = 0;
+    generate(e, batch, prompt, new, r);
+    double t = now_s() - t0;
+    for (int64_t b = 0; b < batch; b++)
+        first = r[b].first > first ? r[b].first : first;
+    printf("%s%s batch %lld, prompt %lld, %lld new: %.0f tokens/s with the prompts, %.0f after the last first token (%.2f s, first tokens %.3f s) sum %llx\n",
+           engine_way_of(e)->name, fp8 ? " fp8" : "", (long long)batch, (long long)prompt, (long long)new, (double)(batch * new) / t,
+           (double)(batch * (new - 1)) / (t0 + t - first), t, first - t0, (unsigned long long)r[batch - 1].sum);
+    fflush(stdout);
+    free(r);
+    engine_free(e);
+}
+
+static void first_token(int64_t prompt)
+{
+    struct engine *e = open_engine(1, prompt + 8, false);
+    struct run r;
+    double best = 1e9;
+    for (int i = 0; i < 4; i++) {
+        double t0 = now_s();
+        generate(e, 1, prompt, 2, &r);
+        best = i && r.first - t0 < best ? r.first - t0 : best;
+    }
+    printf("%s first token after %lld: %.4f s\n", engine_way_of(e)->name, (long long)prompt, best);
+    fflush(stdout);
+    engine_free(e);
+}
+
+static void columns(void)
+{
+    static const int64_t places[] = {1, 2, 4, 8, 12, 16, 24, 32};
+    struct engine *e = open_engine(32, 4096, false);
+    struct engine_way *w = engine_way_of(e);
+    struct engine_column col[32];
+    struct engine_choice choice[32] = {0};
+    int32_t out[32];
+    for (int i = 0; i < 32; i++)
+        if (w->reserve(w, i, 4096) != 1)
+            die("reserve");
+    for (int one = 0; one < 2; one++) /* columns of as many sequences, or all of one */
+        for (int context = 256; context <= 4000; context = context == 256 ? 1000 : context == 1000 ? 2000 : context + 2000)
+            for (size_t k = 0; k < ARRAY_LEN(places); k++) {
+                int64_t n = places[k];
+                double best = 1e9;
+                if (one && n > w->max_a_place)
+                    continue;
+                for (int64_t i = 0; i < n; i++)
+                    col[i] = (struct engine_column){one ? 0 : (int32_t)i, 1000 + (int32_t)i, context - 40 + (one ? (int32_t)i : 0)};
+                for (int rep = 0; rep < 8; rep++) {
+                    double t0 = now_s();
+                    if (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0)
+                        die("step");
+                    double t = now_s() - t0;
+                    best = t < best ? t : best;
+                }
+                printf("%s%s step of %2lld columns of %s at %4d: %.3f ms, %.0f tokens/s\n", w->name, fp8 ? " fp8" : "", (long long)n,
+                       one ? "one sequence" : "as many", context, best * 1e3, (double)n / best);
+            }
+    fflush(stdout);
+    engine_free(e);
+}
+
+/* Largest and root-mean-square differences between rows of logits, over the root mean square. */
+static void differ(const char *name, const float *a, const float *b, int64_t n)
+{
+    double sum = 0, sq = 0, worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - b[i]);
+        sum += d * d;
+        sq += (double)b[i] * b[i];
+        worst = d > worst || d != d ? d : worst;
+    }
+    printf("%-34s rms %.5f, largest %.5f of rms %.4f\n", name, sqrt(sum / (double)n), worst, sqrt(sq / (double)n));
+    fflush(stdout);
+}
+
+static void check(const char *dir)
+{
+    enum { PROMPT = 600, MORE = 40 };
+    int64_t vocab = m->cfg.vocab, n = PROMPT + MORE;
+    int32_t *ids = random_ids(n, 7);
+    float *exact = xmalloc((size_t)(MORE * vocab) * 4), *half = xmalloc((size_t)(MORE * vocab) * 4), *ours = xmalloc((size_t)(MORE * vocab) * 4);
+    struct model *wide;
+    if (model_init(dir, TH_F32, m->device, MODEL_DRAW_ON_DEVICE, &wide) < 0)
+        die("float32 model");
+    for (size_t i = 0; i < m->n_params; i++)
+        if (th_copy_(wide->params[i]->w, m->params[i]->w) < 0)
+            die("copy");
+    if (wide->head == wide->embed && m->head != m->embed) { /* rounded to e4m3 */
+        wide->head = xcalloc(1, sizeof *wide->head);
+        wide->head->w = th_to(m->head->w, TH_F32, m->device);
+    }
+    for (int k = 0; k < 2; k++) {
+        size_t scope = th_scope_begin();
+        th_tensor *y = model_logits(k ? m : wide, ids, (size_t)n);
+        if (!y || th_read(th_narrow(y, 0, PROMPT, MORE), k ? half : exact) < 0)
+            die("logits");
+        th_scope_end(scope);
+    }
+    model_free(wide);
+    struct engine *e = open_engine(1, n, false);
+    struct engine_way *w = engine_way_of(e);
+    if (w->reserve(w, 0, n) != 1 || w->prefill(w, 0, ids, PROMPT) < 0)
+        die("prefill");
+    for (int i = 0; i < MORE; i += i < 20 ? 1 : 10) {
+        struct engine_column col[10];
+        int k = i < 20 ? 1 : 10;
+        for (int c = 0; c < k; c++)
+            col[c] = (struct engine_column){0, ids[PROMPT + i + c], PROMPT + i + c};
+        if (w->step(w, col, k, true) < 0)
+            die("step");
+        for (int c = 0; c < k; c++)
+            if (w->logits(w, c, ours + (i + c) * vocab) < 0)
+                die("logits");
+    }
+    printf("%s%s, %d positions after %d:\n", w->name, fp8 ? " fp8" : "", MORE, PROMPT);
+    differ("ATen bfloat16 - float32", half, exact, MORE * vocab);
+    differ("ours - float32, one column", ours, exact, 20 * vocab);
+    differ("ours - float32, ten columns", ours + 20 * vocab, exact + 20 * vocab, 20 * vocab);
+    engine_free(e);
+    free(exact);
+    free(half);
+    free(ours);
+    free(ids);
+}
+
+static void draft(const char *pairs, const char *tokenizer, int64_t k)
+{
+    struct tok *t;
+    struct pairs *r;
+    struct pair p;
+    struct tok_ids prompt = {0};
+    struct engine *e = m ? open_engine(1, 32768, false) : NULL;
+    struct engine_way *w = e ? engine_way_of(e) : NULL;
+    int64_t tokens = 0, steps = 0, files = 0, guessed = 0;
+    double seconds = 0;
+    int rc;
+    if (tok_load(tokenizer, &t) < 0 || pairs_open(pairs, &r) < 0)
+        die("records");
+    while ((rc = pairs_next(r, &p)) > 0) {
+        struct engine_column col[32];
+        struct engine_choice choice[32] = {0};
+        int32_t out[32], guess[32];
+        size_t start, at;
+        prompt.n = 0;
+        if (prompt_encode_training(t, p.caption, p.retrieved, p.output, &prompt, &start) < 0)
+            die("tokens");
+        if (prompt.n > 32000)
+            continue;
+        struct draft *d = draft_new();
+        for (size_t i = 0; i < start; i++)
+            draft_add(d, prompt.v[i]);
+        if (w && (w->reserve(w, 0, (int64_t)prompt.n + 32) != 1 || w->prefill(w, 0, prompt.v, start - 1) < 0))
+            die("prefill");
+        double t0 = now_s();
+        for (at = start; at < prompt.n; steps++) {
+            int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k);
+            guessed += n - 1;
+            for (int64_t i = 0; i < n; i++)
+                col[i] = (struct engine_column){0, i ? guess[i - 1] : prompt.v[at - 1], (int32_t)((int64_t)at - 1 + i)};
+            if (w && (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0))
+                die("step");
+            int64_t i = 0;
+            do
+                draft_add(d, prompt.v[at]);
+            while (++at < prompt.n && ++i < n && guess[i - 1] == prompt.v[at - 1]);
+        }
+        seconds += now_s() - t0;
+        tokens += (int64_t)(prompt.n - start);
+        files++;
+        draft_free(d);
+        if (w)
+            w->release(w, 0);
+    }
+    if (rc < 0)
+        die("records");
+    printf("%s drafts of %lld on %lld records: %lld tokens in %lld steps, %.2f a step (%.2f guessed), %.0f tokens/s\n", w ? w->name : "no model",
+           (long long)k, (long long)files, (long long)tokens, (long long)steps, (double)tokens / (double)steps, (double)guessed / (double)steps,
+           (double)tokens / seconds);
+    fflush(stdout);
+    pairs_close(r);
+    tok_ids_release(&prompt);
+    tok_free(t);
+    engine_free(e);
+}
+
+static int64_t part(const char *arg, int i, int64_t otherwise)
+{
+    for (; arg && i > 0; i--)
+        arg = strchr(arg, ':') ? strchr(arg, ':') + 1 : NULL;
+    return arg ? atoll(arg) : otherwise;
+}
+
+int main(int argc, char **argv)
+{
+    enum th_device device;
+    const char *name = "auto", *dir = argc > 1 ? argv[1] : NULL;
+    int i = 2;
+    for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
+        fp8 |= !strcmp(argv[i], "--fp8");
+        plain |= !strcmp(argv[i], "--plain");
+        if (!strcmp(argv[i], "--device") && i + 1 < argc)
+            name = argv[++i];
+    }
+    if (!dir || i >= argc)
+        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--fp8] [--plain] MODE...\n"), 2;
+    if (strcmp(dir, "none")) {
+        if (th_device_open(name, &device) < 0)
+            die("device");
+        double t0 = now_s();
+        enum th_dtype dtype = device == TH_CUDA ? TH_BF16 : TH_F32;
+        char *weights = path_join(dir, "model.safetensors");
+        bool real = path_exists(weights);
+        free(weights);
+        if ((real ? model_load(dir, dtype, device, &m) : model_init(dir, dtype, device, MODEL_DRAW_ON_DEVICE, &m)) < 0)
+            die("model");
+        for (size_t k = 0; k < m->n_params && !real; k++) /* norms and biases that show when they are left out */
+            if (th_rank(m->params[k]->w) == 1)
+                th_normal_(m->params[k]->w, strstr(m->params[k]->name, "norm") ? 1 : 0, 0.1);
+        if (fp8 && engine_round_fp8(m) < 0)
+            die("rounding");
+        th_sync(device);
+        fprintf(stderr, "%s in %.1f s\n", real ? dir : "a random model", now_s() - t0);
+    }
+    for (; i < argc; i++) {
+        if (!strncmp(argv[i], "check", 5))
+            check(dir);
+        else if (!strncmp(argv[i], "one", 3))
+            speed(1, 512, part(argv[i], 1, 512));
+        else if (!strncmp(argv[i], "batch", 5))
+            speed(part(argv[i], 1, 32), 512, part(argv[i], 2, 2000));
+        else if (!strncmp(argv[i], "columns", 7))
+            columns();
+        else if (!strncmp(argv[i], "first", 5))
+            first_token(part(argv[i], 1, 8192));
+        else if (!strncmp(argv[i], "draft:", 6)) {
+            char *pairs = xstrdup(argv[i] + 6), *tokenizer = strchr(pairs, ':'), *k;
+            if (!tokenizer)
+                return fprintf(stderr, "draft:PAIRS:TOKENIZER is due\n"), 2;
+            *tokenizer++ = 0;
+            if ((k = strchr(tokenizer, ':')))
+                *k++ = 0;
+            draft(pairs, tokenizer, k ? atoll(k) : 7);
+            free(pairs);
+        } else
+            return fprintf(stderr, "%s: no such mode\n", argv[i]), 2;
+    }
+    model_free(m);
+    return 0;
+}
