@@ -24,7 +24,7 @@ enum { MAX_COLUMNS = 32, TILE = 16 };
 
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
+typedef uint32_t hvec __attribute__((vector_size(64), aligned(2)));
 
 struct matrix {
     int64_t rows, cols;
@@ -55,7 +55,8 @@ struct cpu {
     const struct engine_column *col;
     int64_t n;
     float *x, *q, *kn, *vn, *o, *act, *logits; /* [MAX_COLUMNS][...] */
-    float **own;             /* [thread]: normalised x and scores */
+    float **own;             /* [thread]: normalised x; scores; from own_spread on x in another order */
+    int64_t own_spread;
     uint32_t *pick;
     /* the threads */
     int n_threads;
@@ -82,11 +83,24 @@ INLINE vec load(const float *p)
     return *(const vec *)p;
 }
 
-INLINE vec widen(const uint16_t *p)
+/* 32 bfloat16 as two vectors: those at even places and those at odd ones. */
+INLINE void widen(const uint16_t *p, vec *even, vec *odd)
 {
-    typedef uint32_t uvec __attribute__((vector_size(64)));
-    uvec u = __builtin_convertvector(*(const hvec *)p, uvec) << 16;
-    return (vec)u;
+    hvec u = *(const hvec *)p;
+    *even = (vec)(u << 16);
+    *odd = (vec)(u & 0xffff0000u);
+}
+
+/* x in the order in which widen() gives weights: of each 32 first the even places, then the odd; the rest as it is. */
+static void spread(const float *x, float *out, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + 2 * TILE <= n; i += 2 * TILE)
+        for (int k = 0; k < TILE; k++) {
+            out[i + k] = x[i + 2 * k];
+            out[i + TILE + k] = x[i + 2 * k + 1];
+        }
+    memcpy(out + i, x + i, (size_t)(n - i) * sizeof *x);
 }
 
 INLINE vec splat(float f)
@@ -95,42 +109,54 @@ INLINE vec splat(float f)
 }
 
 /* The sum of a vector's elements, always in this order. */
-INLINE float total(vec v)
+INLINE float total(const vec *v)
 {
-    float s[TILE], t = 0;
-    memcpy(s, &v, sizeof s);
+    float s[TILE];
+    memcpy(s, v, sizeof s);
     for (int i = 0; i < 8; i++)
         s[i] += s[i + 8];
     for (int i = 0; i < 4; i++)
         s[i] += s[i + 4];
-    t = (s[0] + s[2]) + (s[1] + s[3]);
-    return t;
+    return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
-/* y[c * ldy] = w x[c * ldx], nc columns (1 or 2), for one row. */
+/* y[c * ldy] = w x[c * ldx], nc columns (1 or 2), for one row; x as spread() has it for a row of h. */
 INLINE void row_dot(const float *f, const uint16_t *h, int64_t n, const float *x, int64_t ldx, int nc, float *y, int64_t ldy)
 {
-    vec a[2] = {{0}, {0}}, b[2] = {{0}, {0}};
+    vec a[2][4] = {{{0}}}, w[4];
     int64_t i = 0;
-    for (; i + 2 * TILE <= n; i += 2 * TILE) {
-        vec u = f ? load(f + i) : widen(h + i), v = f ? load(f + i + TILE) : widen(h + i + TILE);
-        for (int c = 0; c < nc; c++) {
-            a[c] += u * load(x + c * ldx + i);
-            b[c] += v * load(x + c * ldx + i + TILE);
+    for (; i + 4 * TILE <= n; i += 4 * TILE) {
+        __builtin_prefetch(f ? (const char *)(f + i) + 2048 : (const char *)(h + i) + 2048);
+        if (f)
+            for (int k = 0; k < 4; k++)
+                w[k] = load(f + i + k * TILE);
+        else {
+            widen(h + i, &w[0], &w[1]);
+            widen(h + i + 2 * TILE, &w[2], &w[3]);
         }
-    }
-    for (; i + TILE <= n; i += TILE) {
-        vec u = f ? load(f + i) : widen(h + i);
         for (int c = 0; c < nc; c++)
-            a[c] += u * load(x + c * ldx + i);
+            for (int k = 0; k < 4; k++)
+                a[c][k] += w[k] * load(x + c * ldx + i + k * TILE);
+    }
+    if (i + 2 * TILE <= n) {
+        if (f) {
+            w[0] = load(f + i);
+            w[1] = load(f + i + TILE);
+        } else
+            widen(h + i, &w[0], &w[1]);
+        for (int c = 0; c < nc; c++)
+            for (int k = 0; k < 2; k++)
+                a[c][k] += w[k] * load(x + c * ldx + i + k * TILE);
+        i += 2 * TILE;
     }
     for (int c = 0; c < nc; c++) {
-        float s = total(a[c] + b[c]);
+        vec all = (a[c][0] + a[c][1]) + (a[c][2] + a[c][3]);
+        float s = total(&all);
         for (int64_t k = i; k < n; k++) {
             uint32_t u = h ? (uint32_t)h[k] << 16 : 0;
-            float w;
-            memcpy(&w, &u, 4);
-            s += (f ? f[k] : w) * x[c * ldx + k];
+            float v;
+            memcpy(&v, &u, 4);
+            s += (f ? f[k] : v) * x[c * ldx + k];
         }
         y[c * ldy] = s;
     }
@@ -142,12 +168,18 @@ INLINE void rows_dot_body(const struct matrix *w, int64_t from, int64_t to, cons
         const float *f = w->f ? w->f + r * w->cols : NULL;
         const uint16_t *h = w->h ? w->h + r * w->cols : NULL;
         int64_t c = 0;
-        if (f)
-            for (; c < n; c += 2)
-                row_dot(f, NULL, w->cols, x + c * ldx, ldx, n - c > 1 ? 2 : 1, y + c * ldy + r, ldy);
-        else
-            for (; c < n; c += 2)
-                row_dot(NULL, h, w->cols, x + c * ldx, ldx, n - c > 1 ? 2 : 1, y + c * ldy + r, ldy);
+        for (; c + 1 < n; c += 2) {
+            if (f)
+                row_dot(f, NULL, w->cols, x + c * ldx, ldx, 2, y + c * ldy + r, ldy);
+            else
+                row_dot(NULL, h, w->cols, x + c * ldx, ldx, 2, y + c * ldy + r, ldy);
+        }
+        if (c < n) {
+            if (f)
+                row_dot(f, NULL, w->cols, x + c * ldx, ldx, 1, y + c * ldy + r, ldy);
+            else
+                row_dot(NULL, h, w->cols, x + c * ldx, ldx, 1, y + c * ldy + r, ldy);
+        }
     }
 }
 
@@ -203,7 +235,7 @@ INLINE void attend_body(const struct cpu *c, const float *q, const float *kt, co
             *(vec *)(s + t) = e;
             sum += e;
         }
-        float f = 1 / total(sum), *o = out + g * c->hd;
+        float f = 1 / total(&sum), *o = out + g * c->hd;
         int64_t i = 0;
         for (; i + TILE <= c->hd; i += TILE) {
             vec a = {0}, b = {0};
@@ -247,8 +279,16 @@ WIDE static void attend_wide(const struct cpu *c, const float *q, const float *k
 }
 #endif
 
-static void rows_dot(const struct cpu *c, const struct matrix *w, int64_t from, int64_t to, const float *x, int64_t ldx, float *y, int64_t ldy)
+static void rows_dot(const struct cpu *c, const struct matrix *w, int64_t from, int64_t to, const float *x, int64_t ldx, float *y, int64_t ldy,
+                     int thread)
 {
+    if (w->h) {
+        float *s = c->own[thread] + c->own_spread;
+        for (int64_t i = 0; i < c->n; i++)
+            spread(x + i * ldx, s + i * w->cols, w->cols);
+        x = s;
+        ldx = w->cols;
+    }
 #ifdef WIDE
     if (c->wide) {
         rows_dot_wide(w, from, to, x, ldx, c->n, y, ldy);
@@ -305,7 +345,7 @@ static void phase_qkv(struct cpu *c, int64_t l, int thread)
         int64_t n = y->w[t].rows, from = lo > at ? lo - at : 0, to = hi - at < n ? hi - at : n;
         if (from >= to)
             continue;
-        rows_dot(c, &y->w[t], from, to, c->own[thread], c->d, out[t], n);
+        rows_dot(c, &y->w[t], from, to, c->own[thread], c->d, out[t], n, thread);
         for (int64_t i = 0; y->bias[t] && i < c->n; i++)
             for (int64_t r = from; r < to; r++)
                 out[t][i * n + r] += y->bias[t][r];
@@ -359,7 +399,7 @@ static void add_rows(struct cpu *c, const struct matrix *w, const float *y, int 
 {
     int64_t from = share(c, w->rows, thread), to = share(c, w->rows, thread + 1);
     float *tmp = c->own[thread];
-    rows_dot(c, w, from, to, y, w->cols, tmp, w->rows);
+    rows_dot(c, w, from, to, y, w->cols, tmp, w->rows, thread);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t r = from; r < to; r++)
             c->x[i * c->d + r] += tmp[i * w->rows + r];
@@ -376,8 +416,8 @@ static void phase_gate_up(struct cpu *c, int64_t l, int thread)
     int64_t from = share(c, c->ff, thread), to = share(c, c->ff, thread + 1);
     float *up = c->act + MAX_COLUMNS * c->ff;
     norm_all(c, y->norm2, thread);
-    rows_dot(c, &y->w[LORA_GATE], from, to, c->own[thread], c->d, c->act, c->ff);
-    rows_dot(c, &y->w[LORA_UP], from, to, c->own[thread], c->d, up, c->ff);
+    rows_dot(c, &y->w[LORA_GATE], from, to, c->own[thread], c->d, c->act, c->ff, thread);
+    rows_dot(c, &y->w[LORA_UP], from, to, c->own[thread], c->d, up, c->ff, thread);
     for (int64_t i = 0; i < c->n; i++)
         silu_body(c->act + i * c->ff, up + i * c->ff, c->act + i * c->ff, from, to);
 }
@@ -391,7 +431,7 @@ static void phase_head(struct cpu *c, int64_t l, int thread)
 {
     (void)l;
     norm_all(c, c->norm, thread);
-    rows_dot(c, &c->head, share(c, c->head.rows, thread), share(c, c->head.rows, thread + 1), c->own[thread], c->d, c->logits, c->head.rows);
+    rows_dot(c, &c->head, share(c, c->head.rows, thread), share(c, c->head.rows, thread + 1), c->own[thread], c->d, c->logits, c->head.rows, thread);
 }
 
 /* ---- threads ---- */
@@ -713,8 +753,11 @@ int engine_cpu(struct model *m, const struct engine_options *o, struct engine_wa
     c->act = own(c, 2 * n * (size_t)c->ff);
     c->logits = own(c, n * (size_t)f->vocab);
     c->pick = own(c, (size_t)f->vocab * sizeof *c->pick);
+    int64_t widest = c->ff > c->d ? c->ff : c->d;
+    widest = c->heads * c->hd > widest ? c->heads * c->hd : widest;
+    c->own_spread = MAX_COLUMNS * c->d + c->group * c->capacity;
     for (int i = 0; i < c->n_threads; i++)
-        c->own[i] = own(c, n * (size_t)c->d + (size_t)(c->group * c->capacity) * sizeof(float));
+        c->own[i] = own(c, (size_t)c->own_spread * sizeof(float) + n * (size_t)widest);
     int rc = take_model(c);
     if (rc == ERR_OK)
         rc = start_threads(c);

@@ -1,6 +1,6 @@
 /* How fast the engine decodes, and how near its logits are to float32's: a folder's weights, or random ones by its config.
  *
- *     bench-decode MODEL_DIR [--device D] [--fp8] [--plain] MODE...
+ *     bench-decode MODEL_DIR [--device D] [--threads N] [--fp8] [--plain] MODE...
  *         check           logits of bfloat16, ours and ATen's, against float32, teacher-forced
  *         one[:N]         batch 1, prompt 512, N new tokens
  *         batch[:B:N]     B prompts of 512 at once, N new tokens each
@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "lib/err.h"
 #include "lib/files.h"
@@ -26,6 +27,7 @@
 
 static struct model *m;
 static bool fp8, plain;
+static int threads;
 
 static void die(const char *what)
 {
@@ -36,7 +38,7 @@ static void die(const char *what)
 static struct engine *open_engine(int64_t batch, int64_t tokens, bool plain_too)
 {
     struct engine *e;
-    if (engine_new(m, &(struct engine_options){.max_batch = batch, .max_tokens = tokens, .fp8 = fp8, .plain = plain || plain_too}, &e) < 0)
+    if (engine_new(m, &(struct engine_options){.max_batch = batch, .max_tokens = tokens, .fp8 = fp8, .plain = plain || plain_too, .threads = threads}, &e) < 0)
         die("engine");
     return e;
 }
@@ -89,13 +91,14 @@ static void speed(int64_t batch, int64_t prompt, int64_t new)
     struct run *r = xcalloc((size_t)batch, sizeof *r);
     generate(e, batch, prompt, 16, r);
     double t0 = now_s(), first = 0;
+    clock_t c0 = clock();
     generate(e, batch, prompt, new, r);
-    double t = now_s() - t0;
+    double t = now_s() - t0, busy = (double)(clock() - c0) / CLOCKS_PER_SEC;
     for (int64_t b = 0; b < batch; b++)
         first = r[b].first > first ? r[b].first : first;
-    printf("%s%s batch %lld, prompt %lld, %lld new: %.0f tokens/s with the prompts, %.0f after the last first token (%.2f s, first tokens %.3f s) sum %llx\n",
+    printf("%s%s batch %lld, prompt %lld, %lld new: %.0f tokens/s with the prompts, %.0f after the last first token (%.2f s, first tokens %.3f s, %.2f s of processors) sum %llx\n",
            engine_way_of(e)->name, fp8 ? " fp8" : "", (long long)batch, (long long)prompt, (long long)new, (double)(batch * new) / t,
-           (double)(batch * (new - 1)) / (t0 + t - first), t, first - t0, (unsigned long long)r[batch - 1].sum);
+           (double)(batch * (new - 1)) / (t0 + t - first), t, first - t0, busy, (unsigned long long)r[batch - 1].sum);
     fflush(stdout);
     free(r);
     engine_free(e);
@@ -289,11 +292,13 @@ int main(int argc, char **argv)
     for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
         fp8 |= !strcmp(argv[i], "--fp8");
         plain |= !strcmp(argv[i], "--plain");
-        if (!strcmp(argv[i], "--device") && i + 1 < argc)
+        if (!strcmp(argv[i], "--threads") && i + 1 < argc)
+            threads = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--device") && i + 1 < argc)
             name = argv[++i];
     }
     if (!dir || i >= argc)
-        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--fp8] [--plain] MODE...\n"), 2;
+        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--threads N] [--fp8] [--plain] MODE...\n"), 2;
     if (strcmp(dir, "none")) {
         if (th_device_open(name, &device) < 0)
             die("device");
@@ -307,6 +312,12 @@ int main(int argc, char **argv)
         for (size_t k = 0; k < m->n_params && !real; k++) /* norms and biases that show when they are left out */
             if (th_rank(m->params[k]->w) == 1)
                 th_normal_(m->params[k]->w, strstr(m->params[k]->name, "norm") ? 1 : 0, 0.1);
+        for (size_t k = 0; k < m->n_params && !real && dtype == TH_F32; k++) { /* as files have them */
+            size_t scope = th_scope_begin();
+            if (th_copy_(m->params[k]->w, th_to(m->params[k]->w, TH_BF16, device)) < 0)
+                die("rounding");
+            th_scope_end(scope);
+        }
         if (fp8 && engine_round_fp8(m) < 0)
             die("rounding");
         th_sync(device);
