@@ -26,9 +26,18 @@
 
 #include <stdint.h>
 
+// Bytes of a slot, and how many slots may be on their way at once: as many as it takes to keep memory busy.  More only
+// make queues, in which everything else waits, too.
+#ifndef SLOT
+#define SLOT 16384
+#endif
+#ifndef WINDOW
+#define WINDOW 3
+#endif
+
 namespace {
 
-enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, SLOT = 16384, MAX_SLOTS = 13, PITCH = 20, P_PITCH = 576 };
+enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, MAX_SLOTS = 26, PITCH = 20, P_PITCH = 576 };
 
 // ---- the machine's instructions ----
 #ifndef EMULATE
@@ -162,11 +171,18 @@ struct ring {
 
 // The producer: all of this block's weights in the order in which the stages want them.
 struct producer {
-    ring r;
+    ring r, arriving; // arriving: WINDOW slots behind r
+    int ahead;
     __device__ void unit(const unsigned char *from, int bytes)
     {
 #ifdef HOPPER
         for (int at = 0; at < bytes; at += SLOT, r.next()) {
+            if (ahead == WINDOW) {
+                mbar_wait(&arriving.full[arriving.at], arriving.phase);
+                arriving.next();
+            } else {
+                ahead++;
+            }
             mbar_wait(&r.empty[r.at], r.phase ^ 1);
             bulk_load(r.slot + r.at * SLOT, from + at, (uint32_t)(bytes - at < SLOT ? bytes - at : SLOT), &r.full[r.at]);
         }
@@ -210,9 +226,19 @@ template <int NT, bool FP8, int HD> struct consumer {
     unsigned char *p;    // [16] rows of P_PITCH bytes (shares red's place)
     int *flag;
     uint32_t barriers;
-    int tid, warp, lane, cols;
+    int tid, warp, lane, cols, marks;
+    uint64_t starved;
 
     __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_) : m(m_), w(w_), step(*w_.step) {}
+
+    __device__ __forceinline__ void mark()
+    {
+        if (w.trace && tid == 0 && marks < DK_MARKS) {
+            uint64_t *t = w.trace + ((int64_t)blockIdx.x * DK_MARKS + marks++) * 2;
+            t[0] = (uint64_t)clock64();
+            t[1] = starved;
+        }
+    }
 
     __device__ void grid_sync()
     {
@@ -228,9 +254,16 @@ template <int NT, bool FP8, int HD> struct consumer {
         consumer_sync();
     }
 
-    // [k32][NC][32] bfloat16 to shared memory; columns that are not there are left as they are
-    __device__ void load_x(const void *from, int k32)
+    // [k32][NC][32] bfloat16 to shared memory; columns that are not there are left as they are.  With norm, also each
+    // column's 1 / rms, from sums of squares that are asked for first, so that both come at once.
+    __device__ void load_x(const void *from, int k32, bool norm)
     {
+        enum { AHEAD = 8 };
+        float v[AHEAD];
+        if (norm && warp < cols)
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+                v[i] = i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + warp) : 0;
         const uint4 *src = (const uint4 *)from;
         uint4 *dst = (uint4 *)xs;
         int n = k32 * NC * 4, per = cols * 4;
@@ -246,20 +279,21 @@ template <int NT, bool FP8, int HD> struct consumer {
                 dst[at] = __ldcg(src + at);
             }
         }
-    }
-
-    __device__ void load_rstd()
-    {
-        for (int c = warp; c < cols; c += WARPS) {
-            float s = 0;
-            for (int i = lane; i < m.rg_d; i += 32)
-                s += __ldcg(w.sumsq + i * NC + c);
+        if (norm)
+            for (int c = warp; c < cols; c += WARPS) {
+                float s = 0;
 #pragma unroll
-            for (int o = 16; o; o >>= 1)
-                s += __shfl_xor_sync(~0u, s, o);
-            if (lane == 0)
-                rstd[c] = rsqrtf(s / (float)m.d + m.eps);
-        }
+                for (int i = 0; i < AHEAD; i++)
+                    s += c == warp ? v[i] : i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + c) : 0;
+                for (int i = AHEAD * 32 + lane; i < m.rg_d; i += 32)
+                    s += __ldcg(w.sumsq + i * NC + c);
+#pragma unroll
+                for (int o = 16; o; o >>= 1)
+                    s += __shfl_xor_sync(~0u, s, o);
+                if (lane == 0)
+                    rstd[c] = rsqrtf(s / (float)m.d + m.eps);
+            }
+        consumer_sync();
     }
 
     // One unit: 16 rows by `chunks` chunks of x, whose first is `first`.  After it red holds the warps' sums.
@@ -271,7 +305,10 @@ template <int NT, bool FP8, int HD> struct consumer {
             acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
         for (int done = 0; done < chunks; done += SLOT_CHUNKS, r.next()) {
 #ifdef HOPPER
+            uint64_t t0 = w.trace ? (uint64_t)clock64() : 0;
             mbar_wait(&r.full[r.at], r.phase);
+            if (w.trace)
+                starved += (uint64_t)clock64() - t0;
 #endif
             const unsigned char *s = r.slot + r.at * SLOT + warp * (CHUNK_BYTES / 8);
 #pragma unroll
@@ -387,9 +424,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         const float *bias = m.bias ? m.bias + (int64_t)layer * m.rg_qkv * 16 : nullptr;
         int per_head = HD / 16;
         if (s.lo < s.hi) {
-            load_x(w.h, m.kd / 32);
-            load_rstd();
-            consumer_sync();
+            load_x(w.h, m.kd / 32, true);
         }
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
@@ -560,18 +595,19 @@ template <int NT, bool FP8, int HD> struct consumer {
     __device__ void attend_combine(int seq, int kv)
     {
         const dk_seq &q = step.seq[seq];
-        __threadfence();
         consumer_sync();
         if (tid == 0) {
+            __threadfence(); // for the whole block, which has met
             uint32_t *count = &w.count_attn[seq * m.kv_heads + kv];
             *flag = atomicAdd(count, 1u) == (uint32_t)q.splits - 1;
-            if (*flag)
+            if (*flag) {
                 *count = 0;
+                __threadfence();
+            }
         }
         consumer_sync();
         if (!*flag)
             return;
-        __threadfence();
         int group = m.heads / m.kv_heads, n = q.n * group * (HD / 4);
         for (int i = tid; i < n; i += CONSUMERS) {
             int row = i / (HD / 4), dim = i % (HD / 4) * 4, col = q.col + row / group, head = kv * group + row % group;
@@ -615,8 +651,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         unit_range s = share(m.rg_d, blockIdx.x, gridDim.x);
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_o : nullptr;
         if (s.lo < s.hi) {
-            load_x(w.ao, m.kq / 32);
-            consumer_sync();
+            load_x(w.ao, m.kq / 32, false);
         }
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kq / DK_CHUNK, 0);
@@ -641,9 +676,7 @@ template <int NT, bool FP8, int HD> struct consumer {
     {
         unit_range s = share(m.rg_gu, blockIdx.x, gridDim.x);
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_gu : nullptr;
-        load_x(w.h, m.kd / 32);
-        load_rstd();
-        consumer_sync();
+        load_x(w.h, m.kd / 32, true);
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             int row, col;
@@ -666,9 +699,8 @@ template <int NT, bool FP8, int HD> struct consumer {
             int s = u / m.rg_d, rg = u % m.rg_d, a0 = slice_start(m, s), n = slice_start(m, s + 1) - a0;
             if (s != have) {
                 consumer_sync();
-                load_x((const uint16_t *)w.act + (int64_t)a0 * DK_CHUNK * NC, n * (DK_CHUNK / 32));
+                load_x((const uint16_t *)w.act + (int64_t)a0 * DK_CHUNK * NC, n * (DK_CHUNK / 32), false);
                 have = s;
-                consumer_sync();
             }
             unit(n, 0);
             if (!mine(row, col) || col >= cols)
@@ -680,18 +712,18 @@ template <int NT, bool FP8, int HD> struct consumer {
             to[8] = b;
         }
         // whoever completes a row group adds its slices up
-        __threadfence();
         consumer_sync();
         for (int base = lo; base < hi; base += 32) {
             int n = hi - base < 32 ? hi - base : 32;
             if (tid < n) {
+                __threadfence(); // for the whole block, which has met
                 uint32_t *count = &w.count_down[(base + tid) % m.rg_d];
                 flag[tid] = atomicAdd(count, 1u) == (uint32_t)m.slices - 1;
                 if (flag[tid])
                     *count = 0;
+                __threadfence();
             }
             consumer_sync();
-            __threadfence();
             if (mine(row, col))
                 for (int i = 0; i < n; i++) {
                     int rg = (base + i) % m.rg_d;
@@ -724,9 +756,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         float best = -INFINITY;
         int id = 0x7fffffff, row, col;
         bool here = mine(row, col);
-        load_x(w.h, m.kd / 32);
-        load_rstd();
-        consumer_sync();
+        load_x(w.h, m.kd / 32, true);
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             if (!here || col >= cols)
@@ -762,21 +792,34 @@ template <int NT, bool FP8, int HD> struct consumer {
 
     __device__ void run()
     {
+        mark();
         embed();
         grid_sync();
-        for (int l = 0; l < m.layers; l++) {
+        mark();
+        for (int l = 0; l < m.layers; l++) { // 10 marks a layer
             qkv(l);
+            mark();
             grid_sync();
+            mark();
             attention(l);
+            mark();
             grid_sync();
+            mark();
             out_proj(l);
+            mark();
             grid_sync();
+            mark();
             gate_up(l);
+            mark();
             grid_sync();
+            mark();
             down(l);
+            mark();
             grid_sync();
+            mark();
         }
         head();
+        mark();
     }
 };
 
@@ -789,7 +832,7 @@ __host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
 {
     layout a;
     int red = WARPS * nc * PITCH * 4, p = 16 * P_PITCH;
-    a.rstd = 2 * MAX_SLOTS * 8;
+    a.rstd = (2 * MAX_SLOTS * 8 + 127) / 128 * 128;
     a.wmax = a.rstd + DK_MAX_COLS * 4;
     a.wsum = a.wmax + WARPS * 16 * 4;
     a.flag = a.wsum + WARPS * 16 * 4;
@@ -829,7 +872,8 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     if (threadIdx.x >= CONSUMERS) {
         if (threadIdx.x == CONSUMERS) {
             producer p;
-            p.r = r;
+            p.r = p.arriving = r;
+            p.ahead = 0;
             p.run(m);
         }
         return;
@@ -844,6 +888,8 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     c.wsum = (float *)(smem + a.wsum);
     c.flag = (int *)(smem + a.flag);
     c.barriers = 0;
+    c.marks = 0;
+    c.starved = 0;
     c.tid = threadIdx.x;
     c.warp = threadIdx.x >> 5;
     c.lane = threadIdx.x & 31;
@@ -1129,9 +1175,13 @@ template <int NT, bool FP8, int HD> int launch_step(void *stream, const dk_model
 
 template <int NT> int launch_nt(void *stream, const dk_model *m, const dk_work *w, int grid, int smem)
 {
+#ifdef TRIAL // only what is timed
+    return launch_step<NT, false, 128>(stream, m, w, grid, smem);
+#else
     if (m->hd == 128)
         return m->fp8 ? launch_step<NT, true, 128>(stream, m, w, grid, smem) : launch_step<NT, false, 128>(stream, m, w, grid, smem);
     return m->fp8 ? launch_step<NT, true, 64>(stream, m, w, grid, smem) : launch_step<NT, false, 64>(stream, m, w, grid, smem);
+#endif
 }
 
 } // namespace
@@ -1160,8 +1210,12 @@ int k_decode_step(void *stream, const struct dk_model *m, const struct dk_work *
 {
     switch (nc) {
     case 8: return launch_nt<1>(stream, m, w, grid, smem);
+#ifdef TRIAL
+    default: return 1;
+#else
     case 16: return launch_nt<2>(stream, m, w, grid, smem);
     default: return launch_nt<4>(stream, m, w, grid, smem);
+#endif
     }
 }
 

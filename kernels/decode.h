@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-enum { DK_PAGE = 256, DK_CHUNK = 256, DK_MAX_COLS = 32 };
+enum { DK_PAGE = 256, DK_CHUNK = 256, DK_MAX_COLS = 32, DK_MARKS = 1024 };
 
 struct dk_model {
     int32_t layers, heads, kv_heads, hd;   /* hd: 64 or 128, the heads' padded size */
@@ -74,6 +74,7 @@ struct dk_work {
     uint32_t *count_attn, *count_down;     /* zeros: [seqs][kv_heads], [rg_d] */
     float *logits;                         /* [cols][rg_head * 16] */
     float *best;                           /* [grid][nc]{ value, id } */
+    uint64_t *trace;                       /* NULL, or [grid][DK_MARKS][2]: clock and clocks spent waiting for weights */
 };
 
 /* Every launcher returns a cudaError_t; stream is a cudaStream_t. */

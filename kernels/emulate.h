@@ -176,6 +176,7 @@ template <typename T, typename U> static inline T atomicAdd(T *p, U v)
     *p = (T)(old + v);
     return old;
 }
+static inline long long clock64() { return 0; }
 static inline uint32_t load_acquire(const uint32_t *p) { return *p; }
 static inline uint32_t __float_as_uint(float f)
 {

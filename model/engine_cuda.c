@@ -515,6 +515,17 @@ static int cuda_logits(struct engine_way *w, int64_t column, float *out)
     return check("reading logits", rc ? rc : c->f.k_wait(stream));
 }
 
+static int cuda_trace(struct engine_way *w, uint64_t *out, int *grid)
+{
+    struct cuda *c = w->state;
+    size_t bytes = (size_t)c->grid * DK_MARKS * 16;
+    *grid = c->grid;
+    if (!out)
+        return (c->work.trace = hold(c, bytes)) ? ERR_OK : err_code();
+    int rc = c->f.k_copy(stream_of(c), out, c->work.trace, bytes);
+    return check("reading the trace", rc ? rc : c->f.k_wait(stream_of(c)));
+}
+
 static void cuda_free(struct engine_way *w)
 {
     struct cuda *c = w->state;
@@ -554,7 +565,8 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
         return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs --dtype bfloat16") : ERR_OK;
     struct cuda *c = xcalloc(1, sizeof *c);
     *out = (struct engine_way){.name = "cuda-persistent", .state = c, .reserve = cuda_reserve, .release = cuda_release,
-                               .prefill = cuda_prefill, .step = cuda_step, .choose = cuda_choose, .logits = cuda_logits, .free = cuda_free};
+                               .prefill = cuda_prefill, .step = cuda_step, .choose = cuda_choose, .logits = cuda_logits, .trace = cuda_trace,
+                               .free = cuda_free};
     c->m = m;
     c->device = m->device;
     if ((rc = functions(&c->f)) == ERR_OK)

@@ -35,6 +35,8 @@ struct engine_way {
     int (*choose)(struct engine_way *w, int64_t from, int64_t n, const struct engine_choice *c, int32_t *out);
     /* A column's logits, [vocab] (tests). */
     int (*logits)(struct engine_way *w, int64_t column, float *out);
+    /* Of the persistent kernel: NULL starts noting clocks, else out gets [grid][DK_MARKS][2] of the last step. */
+    int (*trace)(struct engine_way *w, uint64_t *out, int *grid);
     void (*free)(struct engine_way *w);
 };
 

@@ -5,6 +5,7 @@
  *         one[:N]         batch 1, prompt 512, N new tokens
  *         batch[:B:N]     B prompts of 512 at once, N new tokens each
  *         columns         the step alone, by columns and by context
+ *         trace[:N:C]     where the step's time goes, N columns at C tokens
  *         first[:N]       time to the first token after a prompt of N tokens
  *         draft:PAIRS:TOKENIZER[:K]
  *                         drafting K tokens a step on pair records: the true file's tokens stand in for the model's choices
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "kernels/decode.h"
 #include "lib/err.h"
 #include "lib/files.h"
 #include "lib/log.h"
@@ -167,6 +169,56 @@ static void differ(const char *name, const float *a, const float *b, int64_t n)
     fflush(stdout);
 }
 
+/* Where a step's time goes: clocks between the marks of decode.cu's run(), means over layers and blocks, in microseconds at
+ * the clock rate that the step's own time gives. */
+static void trace(int64_t n, int context)
+{
+    static const char *const name[10] = {"qkv", "barrier", "attention", "barrier", "out", "barrier", "gate-up", "barrier", "down", "barrier"};
+    struct engine *e = open_engine(32, 4096, false);
+    struct engine_way *w = engine_way_of(e);
+    struct engine_column col[32];
+    struct engine_choice choice[32] = {0};
+    int32_t out[32];
+    int grid, layers = (int)m->cfg.n_layers;
+    double best = 1e9, sum[10] = {0}, hungry[10] = {0}, first = 0, last = 0, all = 0;
+    if (!w->trace || w->trace(w, NULL, &grid) < 0)
+        die("trace");
+    uint64_t *t = xcalloc((size_t)grid * DK_MARKS * 2, sizeof *t);
+    for (int64_t i = 0; i < n; i++) {
+        if (w->reserve(w, i, 4096) != 1)
+            die("reserve");
+        col[i] = (struct engine_column){(int32_t)i, 1000 + (int32_t)i, context};
+    }
+    for (int rep = 0; rep < 6; rep++) {
+        double t0 = now_s();
+        if (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0)
+            die("step");
+        best = now_s() - t0 < best ? now_s() - t0 : best;
+    }
+    if (w->trace(w, t, &grid) < 0)
+        die("trace");
+    for (int b = 0; b < grid; b++) {
+        uint64_t *v = t + (size_t)b * DK_MARKS * 2;
+        int end = 2 + layers * 10;
+        for (int i = 2; i < end; i++) {
+            sum[(i - 2) % 10] += (double)(v[i * 2] - v[i * 2 - 2]);
+            hungry[(i - 2) % 10] += (double)(v[i * 2 + 1] - v[i * 2 - 1]);
+        }
+        first += (double)(v[2] - v[0]);
+        last += (double)(v[end * 2] - v[end * 2 - 2]);
+        all += (double)(v[end * 2] - v[0]);
+    }
+    double us = best * 1e6 / (all / grid); /* of a clock; a little too much: launch and choice are in best */
+    printf("%s, %lld columns at %d: %.3f ms; embed %.1f, head %.1f us; a layer (waiting for weights):", w->name, (long long)n, context, best * 1e3,
+           first / grid * us, last / grid * us);
+    for (int i = 0; i < 10; i++)
+        printf(" %s %.2f (%.2f)", name[i], sum[i] / grid / layers * us, hungry[i] / grid / layers * us);
+    printf("\n");
+    fflush(stdout);
+    free(t);
+    engine_free(e);
+}
+
 static void check(const char *dir)
 {
     enum { PROMPT = 600, MORE = 40 };
@@ -176,7 +228,7 @@ static void check(const char *dir)
     struct model *wide;
     if (model_init(dir, TH_F32, m->device, MODEL_DRAW_ON_DEVICE, &wide) < 0)
         die("float32 model");
-    for (size_t i = 0; i < m->n_params; i++)
+    for (size_t i = 0; i < wide->n_params; i++)
         if (th_copy_(wide->params[i]->w, m->params[i]->w) < 0)
             die("copy");
     if (wide->head == wide->embed && m->head != m->embed) { /* rounded to e4m3 */
@@ -332,6 +384,8 @@ int main(int argc, char **argv)
             speed(part(argv[i], 1, 32), 512, part(argv[i], 2, 2000));
         else if (!strncmp(argv[i], "columns", 7))
             columns();
+        else if (!strncmp(argv[i], "trace", 5))
+            trace(part(argv[i], 1, 1), (int)part(argv[i], 2, 600));
         else if (!strncmp(argv[i], "first", 5))
             first_token(part(argv[i], 1, 8192));
         else if (!strncmp(argv[i], "draft:", 6)) {
