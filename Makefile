@@ -119,7 +119,7 @@ $(FAISS_OBJ): $(O)/%.o: %.cc
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(DEP) -c $< -o $@
 
 # Sums of products without rounding in between: what vector code is for.
-$(O)/model/engine_cpu.o: CFLAGS += -ffp-contract=fast
+$(O)/model/engine_cpu.o: CFLAGS += -ffp-contract=fast -Wno-psabi
 
 # The git revision, rewritten only when it changes.
 $(O)/version.c: FORCE

@@ -10,6 +10,8 @@
 #include "model/draft.h"
 #include "model/engine_impl.h"
 
+enum { MAX_GROUP = 1024 }; /* sequences of one step */
+
 struct seq {
     struct engine_request q;
     int64_t handle, place;
@@ -24,6 +26,7 @@ struct seq {
 
 struct engine {
     struct model *m;
+    const struct tok *tok;
     struct engine_way way;
     int64_t max_batch, max_tokens, vocab, last_handle;
     struct seq **place;      /* [max_batch]; NULL: free */
@@ -239,7 +242,7 @@ static int admit(struct engine *e)
         if (s->n > 1 && (rc = e->way.prefill(&e->way, at, s->text, s->n - 1)) < 0)
             return rc;
         if (s->q.draft > 0 && e->way.max_a_place > 1) {
-            s->draft = draft_new();
+            s->draft = draft_new(e->tok);
             for (size_t i = 0; i < s->n; i++)
                 draft_add(s->draft, s->text[i]);
         }
@@ -298,7 +301,7 @@ static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
 
 static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
 {
-    int64_t n = 0, from[DRAFT_MAX_GROUP + 1];
+    int64_t n = 0, from[MAX_GROUP + 1];
     bool logits = false;
     int64_t each = e->way.max_columns / n_seqs;
     for (int64_t i = 0; i < n_seqs; i++) {
@@ -321,8 +324,8 @@ int engine_step(struct engine *e)
 {
     drop_cancelled(e);
     int rc = admit(e);
-    struct seq *v[DRAFT_MAX_GROUP];
-    int64_t most = e->way.max_columns < DRAFT_MAX_GROUP ? e->way.max_columns : DRAFT_MAX_GROUP;
+    struct seq *v[MAX_GROUP];
+    int64_t most = e->way.max_columns < MAX_GROUP ? e->way.max_columns : MAX_GROUP;
     for (int64_t i = 0; i < e->max_batch && rc == ERR_OK;) {
         int64_t n = 0;
         for (; i < e->max_batch && n < most; i++)
@@ -449,6 +452,7 @@ int engine_new(struct model *m, const struct engine_options *o, struct engine **
     int rc = ERR_OK;
     *out = NULL;
     e->m = m;
+    e->tok = o->tok;
     e->max_batch = o->max_batch > 0 ? o->max_batch : 1;
     e->max_tokens = o->max_tokens > 0 && o->max_tokens < m->cfg.max_positions ? o->max_tokens : m->cfg.max_positions;
     e->vocab = o->vocab > 0 ? o->vocab : m->cfg.vocab;

@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "lib/token_mask.h"
+#include "lib/tokenizer.h"
 #include "model/transformer.h"
 
 struct engine;
@@ -35,6 +36,7 @@ struct engine_options {
     int64_t max_batch;       /* sequences decoded together; 0: 1 */
     int64_t max_tokens;      /* longest prompt and continuation together; 0: the model's context */
     int64_t vocab;           /* ids below it may be chosen (a model may have more rows than there are tokens); 0: all */
+    const struct tok *tok;   /* for drafts; NULL: they know nothing of numbers */
     bool fp8;                /* weights in e4m3 with a scale a row (CUDA) */
     bool plain;              /* the third way in any case: what tests compare with */
     bool emulate;            /* the first way, on the CPU, with a library of emulated kernels (tests) */

@@ -18,8 +18,6 @@
 #include "lib/pool.h"
 #include "model/engine_impl.h"
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to inlined functions only */
-
 enum { MAX_COLUMNS = 32, TILE = 16 };
 
 typedef float vec __attribute__((vector_size(64), aligned(4)));

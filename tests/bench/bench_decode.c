@@ -292,7 +292,7 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k)
             die("tokens");
         if (prompt.n > 32000)
             continue;
-        struct draft *d = draft_new();
+        struct draft *d = draft_new(t);
         for (size_t i = 0; i < start; i++)
             draft_add(d, prompt.v[i]);
         if (w && (w->reserve(w, 0, (int64_t)prompt.n + 32) != 1 || w->prefill(w, 0, prompt.v, start - 1) < 0))
