@@ -219,6 +219,163 @@ static void change_nothing(enum th_dtype dtype, size_t step, int64_t new)
     }
 }
 
+/* A grammar of sorts: ids that differ from the last by an odd number.  Counts what it was asked. */
+struct odd {
+    int32_t last;
+    int64_t filled, taken;
+};
+
+static bool odd_allows(void *ctx, int32_t id, int64_t left)
+{
+    struct odd *o = ctx;
+    (void)left;
+    return (id - o->last) & 1;
+}
+
+static void odd_fill(void *ctx, int64_t left, uint32_t *bits)
+{
+    struct odd *o = ctx;
+    o->filled++;
+    assert_true(left > 0);
+    for (int32_t i = 0; i < 97; i++)
+        if ((i - o->last) & 1)
+            bits[i / 32] |= 1u << (i % 32);
+}
+
+static void odd_take(void *ctx, int32_t id)
+{
+    struct odd *o = ctx;
+    assert_true((id - o->last) & 1);
+    o->last = id;
+    o->taken++;
+}
+
+static bool odd_done(void *ctx)
+{
+    (void)ctx;
+    return false;
+}
+
+/* Sampled and constrained texts, too, are the same alone, in a batch and with drafts. */
+static void sampling_and_masks(enum th_dtype dtype, int64_t new)
+{
+    static const struct engine_sampling how[4] = {{0}, {.temperature = 0.8, .seed = 5}, {.temperature = 1.5, .top_p = 0.9, .seed = 6},
+                                                  {.temperature = 1, .top_p = 0.7, .top_k = 9, .seed = 7}};
+    struct model *m;
+    int32_t ids[2 * S];
+    struct heard h[3][4] = {0};
+    struct odd odd[3][4];
+    struct token_mask mask[3][4];
+    open_model("qwen-untied", dtype, &m, ids, NULL);
+    for (int run_no = 0; run_no < 3; run_no++) {
+        struct engine *e = open_engine(m, (struct engine_options){.max_batch = run_no == 1 ? 3 : 1, .max_tokens = 128});
+        for (int i = 0; i < 4; i++) {
+            bool masked = i != 1;
+            odd[run_no][i] = (struct odd){.last = ids[i + 19]};
+            mask[run_no][i] = (struct token_mask){.ctx = &odd[run_no][i], .n_words = 4, .allows = odd_allows, .fill = odd_fill, .take = odd_take, .done = odd_done};
+            ask(e, &h[run_no][i], ids + i, 20, (struct engine_request){.sampling = how[i], .max_new = new, .draft = run_no == 2 ? 4 : 0,
+                                                                      .mask = masked ? &mask[run_no][i] : NULL});
+        }
+        run(e);
+        engine_free(e);
+        for (int i = 0; i < 4; i++) {
+            same(&h[0][i], &h[run_no][i]);
+            assert_int_equal(h[run_no][i].n, new);
+            if (i == 1)
+                continue;
+            assert_int_equal(h[run_no][i].r.changed, h[0][i].r.changed);
+            assert_int_equal(odd[run_no][i].filled, h[0][i].r.changed);
+            assert_int_equal(odd[run_no][i].taken, new);
+        }
+    }
+    assert_true(h[0][0].r.changed > 0 && h[0][0].r.changed < new);
+    assert_true(memcmp(h[0][1].ids, h[0][2].ids, sizeof h[0][1].ids)); /* other seeds, other texts */
+    model_free(m);
+}
+
+static void sampling_and_masks_do_not_depend_on_the_batch(void **state)
+{
+    (void)state;
+    sampling_and_masks(TH_BF16, device == TH_CUDA ? 64 : 10);
+    if (device == TH_CPU)
+        sampling_and_masks(TH_F32, 64);
+}
+
+/* The device's choice is the CPU's, whatever the sampling; top-k and top-p keep what they say. */
+static void devices_choose_alike(void **state)
+{
+    (void)state;
+    struct model *m;
+    int32_t ids[2 * S], out;
+    open_model("llama-rope", TH_BF16, &m, ids, NULL);
+    struct engine *e = open_engine(m, (struct engine_options){.max_tokens = 64, .vocab = 90});
+    struct engine_way *w = engine_way_of(e);
+    float v[97];
+    uint32_t scratch[97], bits[4] = {0x0f0f0f0f, 0xffff, 0x12345678, 0};
+    int64_t seen[97] = {0};
+    struct engine_column col = {0, ids[9], 9};
+    assert_int_equal(w->reserve(w, 0, S), 1);
+    assert_int_equal(w->prefill(w, 0, ids, 9), 0);
+    assert_int_equal(w->step(w, &col, 1, true), 0);
+    assert_int_equal(w->logits(w, 0, v), 0);
+    for (int i = 0; i < 120; i++) {
+        struct engine_choice c = {.s = {.temperature = i % 5 * 0.5, .top_k = i % 3 ? i % 7 : 0, .top_p = i % 4 * 0.3, .seed = (uint64_t)i}, .at = i,
+                                  .mask = i % 2 ? bits : NULL};
+        assert_int_equal(w->choose(w, 0, 1, &c, &out), 0);
+        assert_int_equal(out, engine_pick(v, 90, &c, scratch));
+        assert_true(out < 90 && (i % 2 == 0 || (bits[out / 32] >> (out % 32) & 1)));
+    }
+    for (int i = 0; i < 20000; i++) /* the frequencies are the probabilities */
+        seen[engine_pick(v, 97, &(struct engine_choice){.s = {.temperature = 1, .seed = 1}, .at = i}, scratch)]++;
+    double sum = 0;
+    for (int i = 0; i < 97; i++)
+        sum += exp(v[i]);
+    for (int i = 0; i < 97; i++)
+        assert_true(fabs((double)seen[i] / 20000 - exp(v[i]) / sum) < 0.015);
+    engine_free(e);
+    model_free(m);
+}
+
+static void what_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    struct model *m;
+    int32_t ids[2 * S];
+    struct heard h[3] = {0};
+    int64_t handle;
+    open_model("qwen-tied", TH_F32, &m, ids, NULL);
+    struct engine *e = open_engine(m, (struct engine_options){.max_tokens = 48});
+    assert_int_equal(engine_submit(e, &(struct engine_request){.prompt = ids, .n_prompt = 0}, NULL), ERR_USAGE);
+    assert_int_equal(engine_submit(e, &(struct engine_request){.prompt = ids, .n_prompt = 48}, NULL), ERR_USAGE);
+    assert_non_null(strstr(err_text(), "48 tokens"));
+    int32_t bad[2] = {3, 97};
+    assert_int_equal(engine_submit(e, &(struct engine_request){.prompt = bad, .n_prompt = 2}, NULL), ERR_FORMAT);
+    assert_int_equal(engine_step(e), 0);
+    ask(e, &h[0], ids, S, (struct engine_request){.max_new = 100}); /* as far as there is room */
+    h[1].stop_at = 3;
+    ask(e, &h[1], ids, 5, (struct engine_request){.max_new = 100});
+    run(e);
+    assert_int_equal(h[0].n, 8);
+    assert_int_equal(h[0].r.finish, ENGINE_LENGTH);
+    assert_int_equal(h[1].n, 3);
+    assert_int_equal(h[1].r.finish, ENGINE_STOP);
+    /* one that waits and one that runs are cancelled */
+    ask(e, &h[0], ids, 5, (struct engine_request){.max_new = 20});
+    assert_int_equal(engine_submit(e, &(struct engine_request){.prompt = ids, .n_prompt = 5, .done = hear_end, .ctx = &h[2]}, &handle), 0);
+    assert_int_equal(engine_step(e), 1);
+    engine_cancel(e, handle);
+    engine_cancel(e, handle - 1);
+    assert_int_equal(engine_step(e), 0);
+    assert_true(h[0].done && h[0].r.finish == ENGINE_CANCELLED && h[2].done && h[2].r.finish == ENGINE_CANCELLED);
+    engine_free(e);
+    if (device == TH_CPU) {
+        struct engine_options o = {.fp8 = true};
+        assert_int_equal(engine_new(m, &o, &e), ERR_USAGE);
+        assert_non_null(strstr(err_text(), "fp8"));
+    }
+    model_free(m);
+}
+
 static void batches_and_drafts_change_nothing(void **state)
 {
     (void)state;
@@ -246,6 +403,9 @@ int main(void)
         cmocka_unit_test(logits_equal_the_models),
         cmocka_unit_test(greedy_decoding_equals_transformers),
         cmocka_unit_test(batches_and_drafts_change_nothing),
+        cmocka_unit_test(sampling_and_masks_do_not_depend_on_the_batch),
+        cmocka_unit_test(devices_choose_alike),
+        cmocka_unit_test(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }
