@@ -1,8 +1,8 @@
 /* nearest.h: exact nearest neighbours in 3-D point clouds.
  *
- * A k-d tree (Friedman, Bentley, Finkel 1977) with leaves of 8 points stored by
- * coordinate, so that a leaf is two or four vector operations, and the incremental
- * distance bound of Arya and Mount (1993).  Clouds are [n][3] doubles.
+ * A tree of boxes with eight children a node, made by halving along the longest side (as a k-d tree:
+ * Friedman, Bentley, Finkel 1977), so that a node is a few vector operations; leaves hold 32 points by
+ * coordinate.  Clouds are [n][3] doubles.
  */
 #ifndef LIB_NEAREST_H
 #define LIB_NEAREST_H
@@ -19,5 +19,35 @@ void kdtree_free(struct kdtree *t); /* NULL is fine */
  * read: a good guess (of the last round, say) makes the search quicker; UINT32_MAX: none.
  * Of equally near points any may be given. */
 void kdtree_nearest(const struct kdtree *t, const double *xyz, size_t n, uint32_t *index, double *d2);
+
+/* Queries that move a little from call to call, as those of ICP do.  Of each is kept where it was last
+ * searched for and how far the second nearest point was: while it has moved less than leaves room for
+ * another, its nearest point is still the same, and there is nothing to search.  Exact, as above. */
+struct kdtree_followed {
+    double at[3], room;       /* distance of the second nearest */
+    uint32_t index, second;   /* nearest points; index UINT32_MAX: not searched for yet */
+};
+struct kdtree_followed *kdtree_followed_new(size_t n); /* to be free()d */
+void kdtree_follow(const struct kdtree *t, const double *xyz, size_t n, struct kdtree_followed *f, double *d2);
+
+/* For each cell of a cube around a cloud, half as wide again, a point of it near the cell's centre: a
+ * distance transform (Danielsson 1980) in sweeps.  Not always the nearest, but found in one look. */
+struct grid {
+    int side;                /* cells */
+    double origin[3], cells; /* cells: per unit of length */
+    uint32_t *nearest;       /* [side][side][side], z first */
+};
+void grid_build(struct grid *g, int side, const double *xyz, size_t n);
+void grid_release(struct grid *g);
+
+static inline uint32_t grid_nearest(const struct grid *g, const double *x)
+{
+    int at[3];
+    for (int k = 0; k < 3; k++) {
+        double c = (x[k] - g->origin[k]) * g->cells;
+        at[k] = c <= 0 ? 0 : c >= g->side ? g->side - 1 : (int)c;
+    }
+    return g->nearest[(at[2] * g->side + at[1]) * g->side + at[0]];
+}
 
 #endif

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lib/fpfh.h"
 #include "lib/mem.h"
 #include "lib/nearest.h"
 
@@ -31,13 +32,21 @@ void mt_seed(struct mt19937 *r, uint32_t seed)
     r->at = 624;
 }
 
+/* v[i] from itself, the next one and the one 397 on; without a branch, as its bits are random. */
+static inline void mt_next(uint32_t *v, int i, int next, int far)
+{
+    uint32_t y = (v[i] & 0x80000000u) | (v[next] & 0x7fffffffu);
+    v[i] = v[far] ^ (y >> 1) ^ (-(y & 1) & 0x9908b0dfu);
+}
+
 uint32_t mt_u32(struct mt19937 *r)
 {
     if (r->at == 624) {
-        for (int i = 0; i < 624; i++) {
-            uint32_t y = (r->v[i] & 0x80000000u) | (r->v[(i + 1) % 624] & 0x7fffffffu);
-            r->v[i] = r->v[(i + 397) % 624] ^ (y >> 1) ^ (y & 1 ? 0x9908b0dfu : 0);
-        }
+        for (int i = 0; i < 227; i++)
+            mt_next(r->v, i, i + 1, i + 397);
+        for (int i = 227; i < 623; i++)
+            mt_next(r->v, i, i + 1, i - 227);
+        mt_next(r->v, 623, 0, 396);
         r->at = 0;
     }
     uint32_t y = r->v[r->at++];
@@ -280,43 +289,116 @@ static void quaternion_matrix(const double q[4], double r[9]) /* w x y z, any le
     r[6] = s * (x * z - w * y), r[7] = s * (y * z + w * x), r[8] = 1 - s * (x * x + y * y);
 }
 
-/* Sums over pairs, from which the best motion follows. */
+typedef double v4 __attribute__((vector_size(32)));
+
+/* Sums over pairs (a, b), from which the best motion follows. */
 struct moments {
-    double n, a[3], b[3], ab[9];
+    double n;
+    v4 a, b, ab[3]; /* of a, of b, of a[i] b; the fourth lane is 0 */
 };
 
-static void moments_add(struct moments *m, const double *a, const double *b)
+static inline void moments_add(struct moments *m, const double *a, const double *b)
 {
+    v4 vb = {b[0], b[1], b[2], 0};
     m->n++;
-    for (int i = 0; i < 3; i++) {
-        m->a[i] += a[i];
-        m->b[i] += b[i];
-        for (int j = 0; j < 3; j++)
-            m->ab[3 * i + j] += a[i] * b[j];
-    }
+    m->a += (v4){a[0], a[1], a[2], 0};
+    m->b += vb;
+    for (int i = 0; i < 3; i++)
+        m->ab[i] += a[i] * vb;
 }
 
-/* Horn 1987: the unit quaternion is the first eigenvector of a 4 x 4 matrix. */
-static struct rigid moments_fit(const struct moments *m)
+/* Horn 1987: the best rotation's unit quaternion is the first eigenvector of this 4 x 4 matrix of the sums
+ * s[i][j] of a[i] b[j] about the centroids. */
+static void horn_matrix(const double s[9], double k[16])
 {
-    struct rigid out = RIGID_IDENTITY;
-    if (m->n < 1)
-        return out;
-    double ca[3], cb[3], s[9], v[16];
-    for (int i = 0; i < 3; i++) {
-        ca[i] = m->a[i] / m->n;
-        cb[i] = m->b[i] / m->n;
-    }
-    for (int i = 0; i < 9; i++)
-        s[i] = m->ab[i] / m->n - ca[i / 3] * cb[i % 3];
-    double k[16] = {
+    const double rows[16] = {
         s[0] + s[4] + s[8], s[5] - s[7], s[6] - s[2], s[1] - s[3],
         s[5] - s[7], s[0] - s[4] - s[8], s[1] + s[3], s[6] + s[2],
         s[6] - s[2], s[1] + s[3], s[4] - s[0] - s[8], s[5] + s[7],
         s[1] - s[3], s[6] + s[2], s[5] + s[7], s[8] - s[0] - s[4],
     };
-    eigen_symmetric(4, k, v);
-    quaternion_matrix((double[]){v[0], v[4], v[8], v[12]}, out.r);
+    memcpy(k, rows, sizeof rows);
+}
+
+static double det3(const double m[9])
+{
+    return m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) + m[2] * (m[3] * m[7] - m[4] * m[6]);
+}
+
+/* The eigenvector of a symmetric 4 x 4 matrix for a simple eigenvalue is any row of the adjugate of k - top
+ * (Theobald 2005): the first that is long enough to be exact (size: of k's numbers), or the longest.  False: all are 0. */
+static bool eigenvector(double k[16], double top, double size, double q[4])
+{
+    double best = 0;
+    for (int i = 0; i < 4; i++)
+        k[5 * i] -= top;
+    for (int row = 0; row < 4; row++) {
+        double v[4], length2 = 0;
+        for (int col = 0; col < 4; col++) {
+            double m[9];
+            int n = 0;
+            for (int r = 0; r < 4; r++)
+                for (int c = 0; c < 4; c++)
+                    if (r != row && c != col)
+                        m[n++] = k[4 * r + c];
+            v[col] = (row + col) & 1 ? -det3(m) : det3(m);
+            length2 += v[col] * v[col];
+        }
+        if (length2 > best) {
+            best = length2;
+            memcpy(q, v, 4 * sizeof *q);
+        }
+        if (best > 1e-6 * pow(size, 6))
+            break;
+    }
+    return best > 0;
+}
+
+/* quick: the largest eigenvalue by Newton's method on the characteristic polynomial, which is enough to start
+ * another round from; else by Jacobi rotations. */
+static struct rigid moments_fit(const struct moments *m, bool quick)
+{
+    struct rigid out = RIGID_IDENTITY;
+    if (m->n < 1)
+        return out;
+    double ca[3], cb[3], s[9], k[16], v[16], square = 0;
+    for (int i = 0; i < 3; i++) {
+        ca[i] = m->a[i] / m->n;
+        cb[i] = m->b[i] / m->n;
+    }
+    for (int i = 0; i < 9; i++) {
+        s[i] = m->ab[i / 3][i % 3] / m->n - ca[i / 3] * cb[i % 3];
+        square += s[i] * s[i];
+    }
+    horn_matrix(s, k);
+    bool found = false;
+    if (quick && square > 0) {
+        /* x^4 + c2 x^2 + c1 x + c0, from above its largest root */
+        double c2 = -2 * square, c1 = -8 * det3(s), c0 = 0, x = sqrt(3 * square), q[4];
+        for (int col = 0; col < 4; col++) {
+            double minor[9];
+            for (int r = 1, n = 0; r < 4; r++)
+                for (int c = 0; c < 4; c++)
+                    if (c != col)
+                        minor[n++] = k[4 * r + c];
+            c0 += (col & 1 ? -1 : 1) * k[col] * det3(minor);
+        }
+        for (int i = 0; i < 30; i++) {
+            double f = ((x * x + c2) * x + c1) * x + c0, slope = (4 * x * x + 2 * c2) * x + c1, step = slope != 0 ? f / slope : 0;
+            x -= step;
+            if (fabs(step) <= 1e-12 * x)
+                break;
+        }
+        found = eigenvector(k, x, sqrt(square), q);
+        if (found)
+            quaternion_matrix(q, out.r);
+        else
+            horn_matrix(s, k);
+    }
+    if (!found) {
+        eigen_symmetric(4, k, v);
+        quaternion_matrix((double[]){v[0], v[4], v[8], v[12]}, out.r);
+    }
     for (int i = 0; i < 3; i++)
         out.t[i] = cb[i] - out.r[3 * i] * ca[0] - out.r[3 * i + 1] * ca[1] - out.r[3 * i + 2] * ca[2];
     return out;
@@ -325,7 +407,7 @@ static struct rigid moments_fit(const struct moments *m)
 struct rigid fit_rigid(const double *a, const double *b, size_t n)
 {
     /* About the centroids, for the precision of clouds far from the origin. */
-    struct moments m = {0};
+    struct moments m = {.n = 0};
     double ca[3], cb[3];
     cloud_centroid(a, n, ca);
     cloud_centroid(b, n, cb);
@@ -337,7 +419,7 @@ struct rigid fit_rigid(const double *a, const double *b, size_t n)
         }
         moments_add(&m, x, y);
     }
-    struct rigid out = moments_fit(&m);
+    struct rigid out = moments_fit(&m, false);
     for (int i = 0; i < 3; i++)
         out.t[i] += cb[i] - out.r[3 * i] * ca[0] - out.r[3 * i + 1] * ca[1] - out.r[3 * i + 2] * ca[2];
     return out;
@@ -362,15 +444,26 @@ static struct rigid compose(const struct rigid *second, const struct rigid *firs
 
 struct matching {
     struct icp_round at;
-    uint32_t *index;
+    struct kdtree_followed *of; /* each point's nearest */
     double *d2;
 };
+
+static struct matching matching_new(size_t n)
+{
+    return (struct matching){.of = kdtree_followed_new(n), .d2 = xmalloc((n + 1) * sizeof(double))};
+}
+
+static void matching_release(struct matching *m)
+{
+    free(m->of);
+    free(m->d2);
+}
 
 static void match(const struct kdtree *t, const double *p, size_t n, double max_distance, struct matching *m)
 {
     double reach = max_distance * max_distance, sum = 0;
     size_t inliers = 0;
-    kdtree_nearest(t, p, n, m->index, m->d2);
+    kdtree_follow(t, p, n, m->of, m->d2);
     for (size_t i = 0; i < n; i++)
         if (m->d2[i] < reach) {
             inliers++;
@@ -380,20 +473,25 @@ static void match(const struct kdtree *t, const double *p, size_t n, double max_
     m->at.rmse = inliers ? sqrt(sum / (double)inliers) : 0;
 }
 
-static struct icp_round icp(double *p, size_t n_p, const double *g, const struct kdtree *t, double max_distance,
-                            struct matching *m, double *a, double *b)
+static struct icp_round icp(double *p, size_t n_p, const double *g, const double centre[3], const struct kdtree *t, double max_distance,
+                            struct matching *m)
 {
     match(t, p, n_p, max_distance, m);
     int round = 0;
     for (; round < 30;) {
-        size_t n = 0;
-        for (size_t i = 0; i < n_p; i++)
-            if (m->d2[i] < max_distance * max_distance) {
-                memcpy(a + 3 * n, p + 3 * i, 3 * sizeof *a);
-                memcpy(b + 3 * n++, g + 3 * (size_t)m->index[i], 3 * sizeof *b);
-            }
-        if (n) {
-            struct rigid move = fit_rigid(a, b, n);
+        /* About G's centroid, for the precision of clouds far from the origin. */
+        struct moments sums = {.n = 0};
+        for (size_t i = 0; i < n_p; i++) {
+            if (!(m->d2[i] < max_distance * max_distance))
+                continue;
+            const double *x = p + 3 * i, *y = g + 3 * (size_t)m->of[i].index;
+            moments_add(&sums, (double[]){x[0] - centre[0], x[1] - centre[1], x[2] - centre[2]},
+                        (double[]){y[0] - centre[0], y[1] - centre[1], y[2] - centre[2]});
+        }
+        if (sums.n > 0) {
+            struct rigid move = moments_fit(&sums, false);
+            for (int i = 0; i < 3; i++)
+                move.t[i] += centre[i] - move.r[3 * i] * centre[0] - move.r[3 * i + 1] * centre[1] - move.r[3 * i + 2] * centre[2];
             rigid_apply(&move, p, n_p, p);
         }
         struct icp_round before = m->at;
@@ -406,349 +504,35 @@ static struct icp_round icp(double *p, size_t n_p, const double *g, const struct
     return m->at;
 }
 
-static void icp_rounds(double *p, size_t n_p, const double *g, const struct kdtree *t, const double *reach, int n_rounds,
-                       struct icp_round *round)
+static void icp_rounds(double *p, size_t n_p, const double *g, size_t n_g, const struct kdtree *t, struct matching *m, const double *reach,
+                       int n_rounds, struct icp_round *round)
 {
-    struct matching m = {.index = no_guesses(n_p), .d2 = xmalloc(n_p * sizeof(double))};
-    double *pairs = xmalloc(6 * n_p * sizeof *pairs);
+    double centre[3];
+    cloud_centroid(g, n_g, centre);
     for (int k = 0; k < n_rounds; k++)
-        round[k] = icp(p, n_p, g, t, reach[k], &m, pairs, pairs + 3 * n_p);
-    free(m.index);
-    free(m.d2);
-    free(pairs);
+        round[k] = icp(p, n_p, g, centre, t, reach[k], m);
+}
+
+/* Rounds of ICP by themselves. */
+static void icp_alone(double *p, size_t n_p, const double *g, size_t n_g, const double *reach, int n_rounds, struct icp_round *round)
+{
+    struct kdtree *t = kdtree_build(g, n_g);
+    struct matching m = matching_new(n_p);
+    icp_rounds(p, n_p, g, n_g, t, &m, reach, n_rounds, round);
+    matching_release(&m);
+    kdtree_free(t);
 }
 
 struct icp_round reg_icp(double *p, size_t n_p, const double *g, size_t n_g, double max_distance)
 {
     struct icp_round out;
-    struct kdtree *t = kdtree_build(g, n_g);
-    icp_rounds(p, n_p, g, t, &max_distance, 1, &out);
-    kdtree_free(t);
+    icp_alone(p, n_p, g, n_g, &max_distance, 1, &out);
     return out;
 }
 
 void reg_icp_rounds(double *p, size_t n_p, const double *g, size_t n_g, struct icp_round round[3])
 {
-    struct kdtree *t = kdtree_build(g, n_g);
-    icp_rounds(p, n_p, g, t, (double[]){10, 5, 2.5}, 3, round);
-    kdtree_free(t);
-}
-
-/* ---- FPFH: 3 histograms of 11 bins ---- */
-
-enum { BINS = 11, FEATURE = 3 * BINS, FEATURE_PAD = 40, NORMAL_NN = 30, FEATURE_NN = 100 };
-
-/* A cloud in single precision by coordinate, centred, with normals and neighbours. */
-struct described {
-    size_t n, pad;
-    float *x, *y, *z, *nx, *ny, *nz;
-    uint32_t *first;    /* neighbours of i: near[first[i]] .. near[first[i + 1] - 1], itself among them */
-    uint32_t *near;
-    float *near_d2;
-    float *feature;     /* [n][FEATURE_PAD] */
-};
-
-static int by_value(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-/* Normals: the direction of least spread among the nearest, turned away from the centroid (which,
- * unlike a random sign, is the same in every position of the part). */
-static void set_normal(struct described *c, size_t i, float reach2)
-{
-    float kept[FEATURE_NN];
-    uint32_t from = c->first[i], to = c->first[i + 1];
-    size_t k = 0;
-    for (uint32_t j = from; j < to; j++)
-        if (c->near_d2[j] < reach2)
-            kept[k++] = c->near_d2[j];
-    float limit = reach2;
-    if (k > NORMAL_NN) {
-        qsort(kept, k, sizeof *kept, by_value);
-        limit = kept[NORMAL_NN];
-    }
-    double n = 0, s[3] = {0}, a[9] = {0}, v[9];
-    for (uint32_t j = from; j < to; j++) {
-        if (!(c->near_d2[j] < limit))
-            continue;
-        uint32_t q = c->near[j];
-        double d[3] = {c->x[q] - c->x[i], c->y[q] - c->y[i], c->z[q] - c->z[i]};
-        n++;
-        for (int r = 0; r < 3; r++) {
-            s[r] += d[r];
-            for (int t = 0; t < 3; t++)
-                a[3 * r + t] += d[r] * d[t];
-        }
-    }
-    double normal[3] = {0, 0, 1};
-    if (n >= 3) {
-        for (int r = 0; r < 9; r++)
-            a[r] = a[r] / n - s[r / 3] / n * (s[r % 3] / n);
-        eigen_symmetric(3, a, v);
-        for (int r = 0; r < 3; r++)
-            normal[r] = v[3 * r + 2];
-    }
-    double out = normal[0] * c->x[i] + normal[1] * c->y[i] + normal[2] * c->z[i] < 0 ? -1 : 1;
-    c->nx[i] = (float)(out * normal[0]);
-    c->ny[i] = (float)(out * normal[1]);
-    c->nz[i] = (float)(out * normal[2]);
-}
-
-/* All within reach, or the FEATURE_NN nearest of them. */
-static void find_neighbours(struct described *c, float reach2)
-{
-    float *d2 = xmalloc(c->pad * sizeof *d2), *sorted = xmalloc(c->pad * sizeof *sorted);
-    size_t total = 0;
-    c->first = xmalloc((c->n + 1) * sizeof *c->first);
-    c->near = xmalloc((c->n + 1) * FEATURE_NN * sizeof *c->near + c->pad * sizeof *c->near);
-    c->near_d2 = xmalloc((c->n + 1) * FEATURE_NN * sizeof *c->near_d2 + c->pad * sizeof *c->near_d2);
-    for (size_t i = 0; i < c->n; i++) {
-        float px = c->x[i], py = c->y[i], pz = c->z[i];
-        for (size_t j = 0; j < c->pad; j++) {
-            float dx = c->x[j] - px, dy = c->y[j] - py, dz = c->z[j] - pz;
-            d2[j] = dx * dx + dy * dy + dz * dz;
-        }
-        float limit = reach2;
-        uint32_t *near = c->near + total;
-        size_t k = 0;
-        for (size_t j = 0; j < c->n; j++) { /* without a branch */
-            near[k] = (uint32_t)j;
-            k += d2[j] < limit;
-        }
-        if (k > FEATURE_NN) {
-            for (size_t j = 0; j < k; j++)
-                sorted[j] = d2[near[j]];
-            /* quickselect of the FEATURE_NN-th smallest */
-            size_t lo = 0, hi = k - 1, want = FEATURE_NN - 1;
-            while (lo < hi) {
-                float pivot = sorted[(lo + hi) / 2];
-                size_t a = lo, b = hi;
-                for (;;) {
-                    while (sorted[a] < pivot)
-                        a++;
-                    while (sorted[b] > pivot)
-                        b--;
-                    if (a >= b)
-                        break;
-                    float swap = sorted[a];
-                    sorted[a++] = sorted[b];
-                    sorted[b--] = swap;
-                }
-                if (want <= b)
-                    hi = b;
-                else
-                    lo = b + 1;
-            }
-            limit = sorted[want];
-            size_t kept = 0;
-            for (size_t j = 0; j < k && kept < FEATURE_NN; j++)
-                if (d2[near[j]] <= limit)
-                    near[kept++] = near[j];
-            k = kept;
-        }
-        c->first[i] = (uint32_t)total;
-        for (size_t j = 0; j < k; j++)
-            c->near_d2[total + j] = d2[near[j]];
-        total += k;
-    }
-    c->first[c->n] = (uint32_t)total;
-    free(d2);
-    free(sorted);
-}
-
-/* atan2 to 1e-5, in operations that vectorise (Abramowitz, Stegun 4.4.49). */
-static inline float atan2_fast(float y, float x)
-{
-    float ax = fabsf(x), ay = fabsf(y), big = ax > ay ? ax : ay, small = ax > ay ? ay : ax;
-    float t = small / (big > 1e-30f ? big : 1e-30f), s = t * t;
-    float r = t * (0.9998660f + s * (-0.3302995f + s * (0.1801410f + s * (-0.0851330f + s * 0.0208351f))));
-    r = ay > ax ? 1.57079637f - r : r;
-    r = x < 0 ? 3.14159274f - r : r;
-    return y < 0 ? -r : r;
-}
-
-static inline int bin_of(float v)
-{
-    int b = (int)v;
-    return b < 0 ? 0 : b >= BINS ? BINS - 1 : b;
-}
-
-/* The simplified histogram of one point: angles of its Darboux frame with each neighbour's normal. */
-static void simple_histogram(const struct described *c, size_t i, float *out)
-{
-    float dx[FEATURE_NN], dy[FEATURE_NN], dz[FEATURE_NN], mx[FEATURE_NN], my[FEATURE_NN], mz[FEATURE_NN];
-    float f0[FEATURE_NN], f1[FEATURE_NN], f2[FEATURE_NN];
-    uint32_t from = c->first[i], n_near = c->first[i + 1] - from;
-    int n = 0;
-    for (uint32_t j = 0; j < n_near; j++) {
-        uint32_t q = c->near[from + j];
-        if (q == i)
-            continue;
-        dx[n] = c->x[q] - c->x[i], dy[n] = c->y[q] - c->y[i], dz[n] = c->z[q] - c->z[i];
-        mx[n] = c->nx[q], my[n] = c->ny[q], mz[n++] = c->nz[q];
-    }
-    float ax = c->nx[i], ay = c->ny[i], az = c->nz[i];
-    for (int k = 0; k < n; k++) {
-        float inv = 1 / sqrtf(dx[k] * dx[k] + dy[k] * dy[k] + dz[k] * dz[k] + 1e-30f);
-        float ux = dx[k] * inv, uy = dy[k] * inv, uz = dz[k] * inv;
-        float s1 = ax * ux + ay * uy + az * uz, s2 = mx[k] * ux + my[k] * uy + mz[k] * uz;
-        /* the frame stands on the point whose normal is nearer to the line between them */
-        bool other = fabsf(s1) < fabsf(s2);
-        float nx = other ? mx[k] : ax, ny = other ? my[k] : ay, nz = other ? mz[k] : az;
-        float ox = other ? ax : mx[k], oy = other ? ay : my[k], oz = other ? az : mz[k];
-        float sign = other ? -1.0f : 1.0f;
-        ux *= sign, uy *= sign, uz *= sign;
-        float phi = other ? -s2 : s1;
-        float vx = uy * nz - uz * ny, vy = uz * nx - ux * nz, vz = ux * ny - uy * nx;
-        float len2 = vx * vx + vy * vy + vz * vz;
-        float iv = len2 > 1e-12f ? 1 / sqrtf(len2) : 0;
-        vx *= iv, vy *= iv, vz *= iv;
-        float wx = ny * vz - nz * vy, wy = nz * vx - nx * vz, wz = nx * vy - ny * vx;
-        float theta = atan2_fast(wx * ox + wy * oy + wz * oz, nx * ox + ny * oy + nz * oz);
-        bool flat = len2 <= 1e-12f;
-        f0[k] = BINS * ((flat ? 0 : theta) + 3.14159274f) * 0.159154943f;
-        f1[k] = BINS * ((flat ? 0 : vx * ox + vy * oy + vz * oz) + 1) * 0.5f;
-        f2[k] = BINS * ((flat ? 0 : phi) + 1) * 0.5f;
-    }
-    float step = n ? 100.0f / (float)n : 0;
-    for (int k = 0; k < n; k++) {
-        out[bin_of(f0[k])] += step;
-        out[BINS + bin_of(f1[k])] += step;
-        out[2 * BINS + bin_of(f2[k])] += step;
-    }
-}
-
-static void describe(const double *p, size_t n, double voxel, struct described *c)
-{
-    double centre[3];
-    cloud_centroid(p, n, centre);
-    *c = (struct described){.n = n, .pad = (n + 15) / 16 * 16};
-    float *block = xcalloc(6 * c->pad, sizeof *block);
-    c->x = block, c->y = block + c->pad, c->z = block + 2 * c->pad;
-    c->nx = block + 3 * c->pad, c->ny = block + 4 * c->pad, c->nz = block + 5 * c->pad;
-    for (size_t i = 0; i < n; i++) {
-        c->x[i] = (float)(p[3 * i] - centre[0]);
-        c->y[i] = (float)(p[3 * i + 1] - centre[1]);
-        c->z[i] = (float)(p[3 * i + 2] - centre[2]);
-    }
-    find_neighbours(c, (float)(25 * voxel * voxel));
-    for (size_t i = 0; i < n; i++)
-        set_normal(c, i, (float)(4 * voxel * voxel));
-    float *simple = xcalloc(n * FEATURE_PAD, sizeof *simple);
-    c->feature = xcalloc(n * FEATURE_PAD, sizeof *c->feature);
-    for (size_t i = 0; i < n; i++)
-        simple_histogram(c, i, simple + i * FEATURE_PAD);
-    for (size_t i = 0; i < n; i++) {
-        float *f = c->feature + i * FEATURE_PAD;
-        const float *own = simple + i * FEATURE_PAD;
-        for (uint32_t j = c->first[i]; j < c->first[i + 1]; j++) {
-            if (!(c->near_d2[j] > 0))
-                continue;
-            float w = 1 / c->near_d2[j];
-            const float *s = simple + (size_t)c->near[j] * FEATURE_PAD;
-            for (int k = 0; k < FEATURE_PAD; k++)
-                f[k] += w * s[k];
-        }
-        for (int h = 0; h < 3; h++) {
-            float sum = 0;
-            for (int k = 0; k < BINS; k++)
-                sum += f[h * BINS + k];
-            float scale = sum > 0 ? 100 / sum : 0;
-            for (int k = 0; k < BINS; k++)
-                f[h * BINS + k] = f[h * BINS + k] * scale + own[h * BINS + k];
-        }
-    }
-    free(simple);
-}
-
-static void described_release(struct described *c)
-{
-    free(c->x);
-    free(c->first);
-    free(c->near);
-    free(c->near_d2);
-    free(c->feature);
-}
-
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
-
-/* mask ? a : b, lane by lane */
-static inline i8 choose(i8 mask, i8 a, i8 b)
-{
-    return (a & mask) | (b & ~mask);
-}
-
-/* The nearest feature of b to each of a, and of a to each of b: one pass over the products. */
-static void match_features(const struct described *a, const struct described *b, uint32_t *ab, uint32_t *ba)
-{
-    enum { TI = 4, TJ = 16 };
-    size_t pad = b->pad;
-    float *bt = xcalloc(FEATURE * pad, sizeof *bt), *b2 = xmalloc(pad * sizeof *b2), *best_b = xmalloc(pad * sizeof *best_b);
-    int32_t *arg_b = xcalloc(pad, sizeof *arg_b);
-    for (size_t j = 0; j < pad; j++) {
-        b2[j] = j < b->n ? 0 : INFINITY;
-        best_b[j] = INFINITY;
-        for (size_t k = 0; k < FEATURE && j < b->n; k++) {
-            float v = b->feature[j * FEATURE_PAD + k];
-            bt[k * pad + j] = v;
-            b2[j] += v * v;
-        }
-    }
-    for (size_t i0 = 0; i0 < a->n; i0 += TI) {
-        const float *row[TI];
-        float a2[TI] = {0};
-        v8 best[TI];
-        i8 arg[TI];
-        for (size_t r = 0; r < TI; r++) {
-            row[r] = a->feature + (i0 + r < a->n ? i0 + r : a->n - 1) * FEATURE_PAD;
-            for (int k = 0; k < FEATURE; k++)
-                a2[r] += row[r][k] * row[r][k];
-            best[r] = (v8){0} + INFINITY;
-            arg[r] = (i8){0};
-        }
-        i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-        for (size_t j = 0; j < pad; j += TJ) {
-            v8 acc[TI][2] = {{{0}}};
-            for (size_t k = 0; k < FEATURE; k++) {
-                v8 b0 = *(const v8 *)(bt + k * pad + j), b1 = *(const v8 *)(bt + k * pad + j + 8);
-                for (int r = 0; r < TI; r++) {
-                    acc[r][0] += row[r][k] * b0;
-                    acc[r][1] += row[r][k] * b1;
-                }
-            }
-            for (int h = 0; h < 2; h++) {
-                v8 norm = *(const v8 *)(b2 + j + 8 * (size_t)h), low = *(const v8 *)(best_b + j + 8 * (size_t)h);
-                i8 low_arg = *(const i8 *)(arg_b + j + 8 * (size_t)h), col = lane + (int32_t)(j + 8 * (size_t)h);
-                for (int r = 0; r < TI; r++) {
-                    v8 d = norm - 2 * acc[r][h]; /* less a2[r] */
-                    i8 less = d < best[r];
-                    best[r] = (v8)choose(less, (i8)d, (i8)best[r]);
-                    arg[r] = choose(less, col, arg[r]);
-                    d += a2[r];
-                    less = d < low;
-                    low = (v8)choose(less, (i8)d, (i8)low);
-                    low_arg = choose(less, (i8){0} + (int32_t)(i0 + (size_t)r), low_arg);
-                }
-                *(v8 *)(best_b + j + 8 * (size_t)h) = low;
-                *(i8 *)(arg_b + j + 8 * (size_t)h) = low_arg;
-            }
-        }
-        for (size_t r = 0; r < TI && i0 + r < a->n; r++) {
-            int top = 0;
-            for (int l = 1; l < 8; l++)
-                top = best[r][l] < best[r][top] ? l : top;
-            ab[i0 + r] = (uint32_t)arg[r][top];
-        }
-    }
-    for (size_t j = 0; j < b->n; j++)
-        ba[j] = (uint32_t)arg_b[j] < a->n ? (uint32_t)arg_b[j] : (uint32_t)a->n - 1;
-    free(bt);
-    free(b2);
-    free(best_b);
-    free(arg_b);
+    icp_alone(p, n_p, g, n_g, (double[]){10, 5, 2.5}, 3, round);
 }
 
 /* ---- RANSAC over feature matches, as Open3D's ---- */
@@ -760,86 +544,8 @@ static double squared_distance(const double *a, const double *b)
     return (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) + (a[2] - b[2]) * (a[2] - b[2]);
 }
 
-/* For every cell of a cube around G a point of G nearest to its centre, or nearly so: a distance
- * transform in two passes over 13 neighbours each (Danielsson 1980), which is far cheaper than a
- * search for each cell. */
-struct grid {
-    int n; /* cells a side */
-    double origin[3], cells; /* cells: per unit of length */
-    uint32_t *nearest;
-};
-
-static void grid_build(struct grid *gr, int side_n, const double *g, size_t n)
-{
-    double min[3], max[3], side = 0;
-    extents(g, n, min, max);
-    for (int k = 0; k < 3; k++)
-        side = fmax(side, max[k] - min[k]);
-    side *= 1.5;
-    gr->n = side_n;
-    gr->cells = side_n / side;
-    for (int k = 0; k < 3; k++)
-        gr->origin[k] = (min[k] + max[k] - side) / 2;
-    size_t total = (size_t)(side_n * side_n * side_n);
-    float *d2 = xmalloc(total * sizeof *d2);
-    gr->nearest = xcalloc(total, sizeof *gr->nearest);
-    for (size_t i = 0; i < total; i++)
-        d2[i] = INFINITY;
-    float *unit = xmalloc(3 * n * sizeof *unit); /* points in cells, from the first cell's centre */
-    for (size_t i = 0; i < n; i++) {
-        int at[3];
-        for (int k = 0; k < 3; k++) {
-            unit[3 * i + (size_t)k] = (float)((g[3 * i + (size_t)k] - gr->origin[k]) * gr->cells - 0.5);
-            at[k] = (int)(unit[3 * i + (size_t)k] + 0.5f);
-        }
-        const float *u = unit + 3 * i;
-        float x = u[0] - (float)at[0], y = u[1] - (float)at[1], z = u[2] - (float)at[2], d = x * x + y * y + z * z;
-        size_t c = (size_t)((at[2] * side_n + at[1]) * side_n + at[0]);
-        if (d < d2[c]) {
-            d2[c] = d;
-            gr->nearest[c] = (uint32_t)i;
-        }
-    }
-    for (int pass = 0; pass < 2; pass++)
-        for (int i = 0; i < (int)total; i++) {
-            int c = pass ? (int)total - 1 - i : i, x = c % side_n, y = c / side_n % side_n, z = c / (side_n * side_n);
-            for (int k = 0; k < 13; k++) { /* the 13 neighbours that come before in this pass */
-                int sign = pass ? 1 : -1, dx = sign * (1 - k % 3), dy = sign * (1 - k / 3 % 3), dz = k < 9 ? sign : 0;
-                if (k >= 9) { /* same layer: the row before, and the cell before */
-                    dx = k == 12 ? sign : sign * (k - 10);
-                    dy = k == 12 ? 0 : sign;
-                }
-                int ox = x + dx, oy = y + dy, oz = z + dz;
-                if (ox < 0 || oy < 0 || oz < 0 || ox >= side_n || oy >= side_n || oz >= side_n)
-                    continue;
-                int o = (oz * side_n + oy) * side_n + ox;
-                if (d2[o] == INFINITY)
-                    continue;
-                const float *u = unit + 3 * (size_t)gr->nearest[o];
-                float ex = u[0] - (float)x, ey = u[1] - (float)y, ez = u[2] - (float)z, d = ex * ex + ey * ey + ez * ez;
-                if (d < d2[c]) {
-                    d2[c] = d;
-                    gr->nearest[c] = gr->nearest[o];
-                }
-            }
-        }
-    free(d2);
-    free(unit);
-}
-
-static inline uint32_t grid_nearest(const struct grid *gr, const double *x)
-{
-    int at[3];
-    for (int k = 0; k < 3; k++) {
-        double c = (x[k] - gr->origin[k]) * gr->cells;
-        at[k] = c <= 0 ? 0 : c >= gr->n ? gr->n - 1 : (int)c;
-    }
-    return gr->nearest[(at[2] * gr->n + at[1]) * gr->n + at[0]];
-}
-
-
 /* fit_rigid() of three pairs.  They lie in planes, so the characteristic polynomial of Horn's matrix
- * is biquadratic and its first eigenvector a row of an adjugate (Theobald 2005). */
+ * is biquadratic. */
 static struct rigid fit_three(const double *a, const double *b)
 {
     double ca[3], cb[3], s[9] = {0};
@@ -851,14 +557,8 @@ static struct rigid fit_three(const double *a, const double *b)
         for (int r = 0; r < 3; r++)
             for (int c = 0; c < 3; c++)
                 s[3 * r + c] += (a[3 * i + r] - ca[r]) * (b[3 * i + c] - cb[c]);
-    double k[4][4] = {
-        {s[0] + s[4] + s[8], s[5] - s[7], s[6] - s[2], s[1] - s[3]},
-        {s[5] - s[7], s[0] - s[4] - s[8], s[1] + s[3], s[6] + s[2]},
-        {s[6] - s[2], s[1] + s[3], s[4] - s[0] - s[8], s[5] + s[7]},
-        {s[1] - s[3], s[6] + s[2], s[5] + s[7], s[8] - s[0] - s[4]},
-    };
     /* eigenvalues +-x +-y with x, y the singular values of s (the third is 0) */
-    double square = 0, minors = 0;
+    double k[16], q[4], square = 0, minors = 0;
     for (int i = 0; i < 9; i++)
         square += s[i] * s[i];
     for (int r = 0; r < 3; r++)
@@ -867,59 +567,72 @@ static struct rigid fit_three(const double *a, const double *b)
             double m = s[3 * r1 + c1] * s[3 * r2 + c2] - s[3 * r1 + c2] * s[3 * r2 + c1];
             minors += m * m;
         }
-    double top = sqrt(square + 2 * sqrt(minors)), q[4], best = 0;
-    for (int i = 0; i < 4; i++)
-        k[i][i] -= top;
     struct rigid out = RIGID_IDENTITY;
-    for (int row = 0; row < 4; row++) { /* the cofactors of a row, of the row where they are largest */
-        double v[4], size = 0;
-        for (int col = 0; col < 4; col++) {
-            double m[9];
-            int n = 0;
-            for (int r = 0; r < 4; r++)
-                for (int c = 0; c < 4; c++)
-                    if (r != row && c != col)
-                        m[n++] = k[r][c];
-            double det = m[0] * (m[4] * m[8] - m[5] * m[7]) - m[1] * (m[3] * m[8] - m[5] * m[6]) + m[2] * (m[3] * m[7] - m[4] * m[6]);
-            v[col] = (row + col) & 1 ? -det : det;
-            size += v[col] * v[col];
-        }
-        if (size > best) {
-            best = size;
-            memcpy(q, v, sizeof q);
-        }
-        if (best > 1e-6 * pow(square, 3)) /* large enough to be exact */
-            break;
-    }
-    if (best > 0)
+    horn_matrix(s, k);
+    if (eigenvector(k, sqrt(square + 2 * sqrt(minors)), sqrt(square), q))
         quaternion_matrix(q, out.r);
     for (int i = 0; i < 3; i++)
         out.t[i] = cb[i] - out.r[3 * i] * ca[0] - out.r[3 * i + 1] * ca[1] - out.r[3 * i + 2] * ca[2];
     return out;
 }
 
-/* Edges of the two triangles within a tenth of each other. */
-static bool edges_agree(const double *a, const double *b)
+/* A correspondence: a point of P and one of G. */
+struct pair {
+    double p[3], g[3];
+};
+
+/* Edges within a tenth of each other? */
+static bool edges_agree(const struct pair *x, const struct pair *y)
 {
-    for (int i = 0; i < 3; i++) {
-        int j = (i + 1) % 3;
-        double da = squared_distance(a + 3 * i, a + 3 * j), db = squared_distance(b + 3 * i, b + 3 * j);
-        if (da < db * 0.81 || db < da * 0.81)
-            return false;
-    }
-    return true;
+    double dp = squared_distance(x->p, y->p), dg = squared_distance(x->g, y->g);
+    return dp >= dg * 0.81 && dg >= dp * 0.81;
 }
 
-/* What a hypothesis is judged by: the share of all of P with a point of G within reach (by the grid, so
+/* [n][n] bits: edges_agree() of all correspondences; NULL when they are too many to be worth it. */
+static uint64_t *edge_table(const struct pair *pair, size_t n)
+{
+    enum { MOST = 1000 };
+    if (n > MOST)
+        return NULL;
+    size_t words = (n + 63) / 64, pad = 64 * words;
+    double *at = xcalloc(6 * pad, sizeof *at); /* by coordinate */
+    uint64_t *agree = xmalloc(n * words * sizeof *agree);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < 3; k++) {
+            at[k * pad + i] = pair[i].p[k];
+            at[(3 + k) * pad + i] = pair[i].g[k];
+        }
+    for (size_t i = 0; i < n; i++) {
+        const double *p = pair[i].p, *g = pair[i].g;
+        uint8_t yes[64];
+        for (size_t w = 0; w < words; w++) {
+            const double *c = at + 64 * w;
+            for (size_t j = 0; j < 64; j++) {
+                double x = c[j] - p[0], y = c[pad + j] - p[1], z = c[2 * pad + j] - p[2], dp = x * x + y * y + z * z;
+                x = c[3 * pad + j] - g[0], y = c[4 * pad + j] - g[1], z = c[5 * pad + j] - g[2];
+                double dg = x * x + y * y + z * z;
+                yes[j] = (dp >= dg * 0.81) & (dg >= dp * 0.81);
+            }
+            uint64_t bits = 0;
+            for (size_t j = 0; j < 64; j++)
+                bits |= (uint64_t)yes[j] << j;
+            agree[i * words + w] = bits;
+        }
+    }
+    free(at);
+    return agree;
+}
+
+/* What a hypothesis is judged by: the share of n points of P with a point of G within reach (by the grid, so
  * never more than the truth), and their squared distances.  P's points are in random order: when
- * the first ones say, with four standard deviations to spare, that it is worse than `beat`, the
+ * the first ones say, with 2.5 standard deviations to spare, that it is worse than `beat`, the
  * rest are not looked at.  False: worse. */
 static bool judge(const struct grid *gr, const double *p, size_t n, const double *g, const struct rigid *m, double reach2,
                   double beat, double *fitness, double *error)
 {
     size_t inliers = 0, i = 0;
     double sum = 0;
-    for (size_t look = 64; i < n; look *= 2) {
+    for (size_t look = 32; i < n; look *= 2) {
         size_t end = look < n ? look : n;
         for (; i < end; i++) {
             double y[3];
@@ -929,7 +642,7 @@ static bool judge(const struct grid *gr, const double *p, size_t n, const double
             inliers += in;
             sum += in ? d2 : 0;
         }
-        if (i < n && (double)inliers / (double)i < beat - 4 * sqrt(beat * (1 - beat) / (double)i))
+        if (i < n && (double)inliers / (double)i < beat - 2.5 * sqrt(beat * (1 - beat) / (double)i))
             return false;
     }
     *fitness = (double)inliers / (double)n;
@@ -937,53 +650,135 @@ static bool judge(const struct grid *gr, const double *p, size_t n, const double
     return true;
 }
 
-static double matches_within(const double *p, const double *g, const uint32_t (*match_of)[2], size_t n, const struct rigid *m,
-                             double reach2)
+static double matches_within(const struct pair *pair, size_t n, const struct rigid *m, double reach2)
 {
     size_t k = 0;
     for (size_t i = 0; i < n; i++) {
         double y[3];
-        rigid_apply(m, p + 3 * (size_t)match_of[i][0], 1, y);
-        k += squared_distance(y, g + 3 * (size_t)match_of[i][1]) < reach2;
+        rigid_apply(m, pair[i].p, 1, y);
+        k += squared_distance(y, pair[i].g) < reach2;
     }
     return (double)k / (double)n;
 }
 
-static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, const double *g, const uint32_t (*match_of)[2],
-                           size_t n, double reach, struct mt19937 *rng, size_t *iterations)
+/* Of the best motion's fitness: what one must have to be kept beside it. */
+#define SHARE 0.9
+
+/* A motion that stood all of P's points. */
+struct judged {
+    struct rigid m;
+    double fitness, error;
+};
+
+static bool better(const struct judged *a, const struct judged *b)
 {
-    enum { MAX_ITERATIONS = 100000 };
-    struct rigid best = RIGID_IDENTITY;
-    double best_fitness = 0, best_error = INFINITY, enough = MAX_ITERATIONS;
-    size_t it = 0;
-    for (; it < MAX_ITERATIONS && (double)it < enough; it++) {
-        double a[9], b[9], fitness, error;
-        for (int k = 0; k < 3; k++) {
-            const uint32_t *m = match_of[(size_t)(((uint64_t)mt_u32(rng) * n) >> 32)];
-            memcpy(a + 3 * k, p + 3 * (size_t)m[0], 3 * sizeof *a);
-            memcpy(b + 3 * k, g + 3 * (size_t)m[1], 3 * sizeof *b);
+    return a->fitness > b->fitness || (a->fitness == b->fitness && a->error < b->error);
+}
+
+/* Mean squared distance, at most reach2 each, of n points of G, evenly chosen, from P moved by m. */
+static double truth_left(const struct kdtree *of_p, const double *g, size_t n_g, size_t n, const struct rigid *m, double reach2)
+{
+    uint32_t index = UINT32_MAX;
+    double sum = 0;
+    n = n < n_g ? n : n_g;
+    for (size_t i = 0; i < n; i++) {
+        const double *x = g + 3 * (i * n_g / n);
+        double d[3] = {x[0] - m->t[0], x[1] - m->t[1], x[2] - m->t[2]}, y[3], d2;
+        for (int k = 0; k < 3; k++)
+            y[k] = m->r[k] * d[0] + m->r[3 + k] * d[1] + m->r[6 + k] * d[2];
+        kdtree_nearest(of_p, y, 1, &index, &d2);
+        sum += d2 < reach2 ? d2 : reach2;
+    }
+    return sum / (double)n;
+}
+
+/* A few rounds of ICP of n points of P by the grid. */
+static struct rigid settle(const struct grid *gr, const double *p, size_t n_p, size_t n, const double *g, double reach2, struct rigid m)
+{
+    n = n < n_p ? n : n_p;
+    for (int round = 0; round < 6; round++) {
+        struct moments sums = {.n = 0};
+        for (size_t i = 0; i < n; i++) {
+            const double *x = p + 3 * (i * n_p / n);
+            double y[3];
+            rigid_apply(&m, x, 1, y);
+            const double *q = g + 3 * (size_t)grid_nearest(gr, y);
+            if (squared_distance(y, q) < reach2)
+                moments_add(&sums, x, q);
         }
-        if (!edges_agree(a, b))
+        if (sums.n < 3)
+            break;
+        m = moments_fit(&sums, true);
+    }
+    return m;
+}
+
+static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, const double *g, size_t n_g, const struct pair *pair, size_t n,
+                           double reach, struct mt19937 *rng, size_t *iterations)
+{
+    enum { MAX_ITERATIONS = 100000, KEEP = 8, JUDGES = 1000 };
+    struct judged top[KEEP], h; /* best first */
+    int n_top = 0;
+    double enough = MAX_ITERATIONS;
+    uint64_t *agree = edge_table(pair, n);
+    size_t it = 0, words = (n + 63) / 64;
+    for (; it < MAX_ITERATIONS && (double)it < enough; it++) {
+        size_t of[3];
+        for (int k = 0; k < 3; k++)
+            of[k] = (size_t)(((uint64_t)mt_u32(rng) * n) >> 32);
+        bool alike;
+        if (agree) /* all three at once: one branch, which is nearly always the same */
+            alike = agree[of[0] * words + of[1] / 64] >> of[1] % 64 & agree[of[1] * words + of[2] / 64] >> of[2] % 64 &
+                    agree[of[2] * words + of[0] / 64] >> of[0] % 64 & 1;
+        else
+            alike = edges_agree(&pair[of[0]], &pair[of[1]]) && edges_agree(&pair[of[1]], &pair[of[2]]) &&
+                    edges_agree(&pair[of[2]], &pair[of[0]]);
+        if (!alike)
             continue;
-        struct rigid m = fit_three(a, b);
-        double moved[9];
-        rigid_apply(&m, a, 3, moved);
+        double a[9], b[9], moved[9];
+        for (int k = 0; k < 3; k++) {
+            memcpy(a + 3 * k, pair[of[k]].p, 3 * sizeof *a);
+            memcpy(b + 3 * k, pair[of[k]].g, 3 * sizeof *b);
+        }
+        h.m = fit_three(a, b);
+        rigid_apply(&h.m, a, 3, moved);
         bool near = true;
         for (int k = 0; k < 3; k++)
             near &= squared_distance(moved + 3 * k, b + 3 * k) <= reach * reach;
-        if (!near || !judge(gr, p, n_p, g, &m, reach * reach, best_fitness, &fitness, &error))
+        double beat = n_top ? SHARE * top[0].fitness : 0;
+        if (!near || !judge(gr, p, n_p < JUDGES ? n_p : JUDGES, g, &h.m, reach * reach, beat, &h.fitness, &h.error) || h.fitness < beat)
             continue;
-        if (fitness > best_fitness || (fitness == best_fitness && error < best_error)) {
-            best = m;
-            best_fitness = fitness;
-            best_error = error;
-            double share = matches_within(p, g, match_of, n, &m, reach * reach), miss = 1 - share * share * share;
+        if (!n_top || better(&h, &top[0])) {
+            double share = matches_within(pair, n, &h.m, reach * reach), miss = 1 - share * share * share;
             double need = miss <= 0 ? 0 : miss < 1 ? log(1 - 0.999) / log(miss) : MAX_ITERATIONS;
             enough = need < enough ? need : enough;
         }
+        int to = n_top < KEEP ? n_top++ : KEEP - 1;
+        for (; to && better(&h, &top[to - 1]); to--)
+            top[to] = top[to - 1];
+        top[to] = h;
     }
+    free(agree);
     *iterations = it;
-    return best;
+    if (!n_top)
+        return RIGID_IDENTITY;
+    /* Among motions as good as the best, what the original takes is up to its random numbers; here it is the one that
+     * leaves least of the truth uncovered. */
+    int chosen = 0;
+    if (n_top > 1 && top[1].fitness >= SHARE * top[0].fitness) {
+        struct kdtree *of_p = kdtree_build(p, n_p);
+        double least = INFINITY;
+        for (int k = 0; k < n_top && top[k].fitness >= SHARE * top[0].fitness; k++) {
+            struct rigid settled = settle(gr, p, n_p, 500, g, 9 * reach * reach, top[k].m);
+            double left = truth_left(of_p, g, n_g, 300, &settled, 9 * reach * reach);
+            if (left < least) {
+                least = left;
+                chosen = k;
+            }
+        }
+        kdtree_free(of_p);
+    }
+    return top[chosen].m;
 }
 
 void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t seed, struct reg_reference *out)
@@ -999,51 +794,61 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     extents(g, n_g, min, max);
     double voxel = 0.05 * (max[0] - min[0] + max[1] - min[1] + max[2] - min[2]) / 3;
 
-    struct described dp, dg;
-    describe(p, n_p, voxel, &dp);
-    describe(g, n_g, voxel, &dg);
+    struct fpfh fp, fg;
+    fpfh_build(&fp, p, n_p, voxel);
+    fpfh_build(&fg, g, n_g, voxel);
     uint32_t *pg = xmalloc((n_p + n_g) * sizeof *pg), *gp = pg + n_p;
-    match_features(&dp, &dg, pg, gp);
-    uint32_t(*pairs)[2] = xmalloc(n_p * sizeof *pairs);
+    fpfh_match(&fp, &fg, pg, gp);
+    fpfh_release(&fp);
+    fpfh_release(&fg);
+    struct pair *pairs = xmalloc(n_p * sizeof *pairs);
     size_t n = 0;
-    for (size_t i = 0; i < n_p; i++)
-        if (gp[pg[i]] == i)
-            pairs[n][0] = (uint32_t)i, pairs[n++][1] = pg[i];
-    if (n < 9) /* too few mutual ones: all */
-        for (n = 0; n < n_p; n++)
-            pairs[n][0] = (uint32_t)n, pairs[n][1] = pg[n];
+    for (int all = 0; all < 2 && n < 9; all++) { /* too few mutual ones: all */
+        n = 0;
+        for (size_t i = 0; i < n_p; i++) {
+            if (!all && gp[pg[i]] != i)
+                continue;
+            memcpy(pairs[n].p, p + 3 * i, sizeof pairs[n].p);
+            memcpy(pairs[n++].g, g + 3 * (size_t)pg[i], sizeof pairs[n].g);
+        }
+    }
     struct mt19937 rng;
     mt_seed(&rng, seed);
     struct kdtree *t = kdtree_build(g, n_g);
     struct grid gr;
     grid_build(&gr, RANSAC_GRID, g, n_g);
-    struct rigid m = ransac(&gr, p, n_p, g, (const uint32_t(*)[2])pairs, n, 1.5 * voxel, &rng, &out->iterations);
+    struct rigid m = ransac(&gr, p, n_p, g, n_g, pairs, n, 1.5 * voxel, &rng, &out->iterations);
     out->correspondences = n;
     rigid_apply(&m, p, n_p, p);
-    struct matching at = {.index = no_guesses(n_p), .d2 = xmalloc(n_p * sizeof(double))};
+    struct matching at = matching_new(n_p);
+    for (size_t i = 0; i < n_p; i++)
+        at.of[i].index = grid_nearest(&gr, p + 3 * i); /* a guess */
     match(t, p, n_p, 1.5 * voxel, &at);
     out->ransac_fitness = at.at.fitness;
-    icp_rounds(p, n_p, g, t, (double[]){10, 5, 2.5}, 3, out->icp);
+    icp_rounds(p, n_p, g, n_g, t, &at, (double[]){10, 5, 2.5}, 3, out->icp);
+    matching_release(&at);
     kdtree_free(t);
-    free(gr.nearest);
-    free(at.index);
-    free(at.d2);
+    grid_release(&gr);
     free(pairs);
     free(pg);
-    described_release(&dp);
-    described_release(&dg);
 }
 
 /* ---- the best alignment ---- */
 
-enum { GRID = 24, COVER = 256, COARSE_POINTS = 96, COARSE_ROUNDS = 6, KEPT = 10, FINE_POINTS = 250, FINE_ROUNDS = 4, LAST_ROUNDS = 20 };
+/* From many starts to one, ever fewer and with ever more points. */
+enum {
+    GRID = 24, COVER = 256, COARSE_POINTS = 96, COARSE_ROUNDS = 6, TRIED = 3, STAY = 96, /* all starts: TRIED rounds; the best STAY: the rest */
+    KEPT = 10, KEPT_POINTS = 150, KEPT_ROUNDS = 1,
+    FEW = 3, FEW_POINTS = 500, FEW_ROUNDS = 6,
+    LAST_ROUNDS = 20
+};
 
 /* Two clouds about their centroids in units of G's RMS, with their trees. */
 struct two {
     const double *p, *g;
     size_t n_p, n_g;
     struct kdtree *tp, *tg;
-    uint32_t *ip, *ig; /* guesses: nearest of G to each p, of P to each g */
+    struct kdtree_followed *fp, *fg; /* nearest of G to each p, of P to each g */
     double *dp, *dg; /* squared distances to them */
 };
 
@@ -1090,13 +895,13 @@ static int starts(const struct two *w, double (*r)[9])
     return n;
 }
 
-/* A few rounds of ICP of some points of P by the grid; returns the mean squared distance left. */
-static double coarse(const struct two *w, const struct grid *gr, struct rigid *m)
+/* Rounds of ICP of some points of P by the grid; returns the mean squared distance ahead of the last. */
+static double coarse(const struct two *w, const struct grid *gr, int rounds, struct rigid *m)
 {
     size_t n = w->n_p < COARSE_POINTS ? w->n_p : COARSE_POINTS;
     double left = INFINITY;
-    for (int round = 0; round < COARSE_ROUNDS; round++) {
-        struct moments sums = {0};
+    for (int round = 0; round < rounds; round++) {
+        struct moments sums = {.n = 0};
         left = 0;
         for (size_t i = 0; i < n; i++) {
             const double *x = w->p + 3 * (i * w->n_p / n);
@@ -1106,61 +911,75 @@ static double coarse(const struct two *w, const struct grid *gr, struct rigid *m
             left += squared_distance(y, q);
             moments_add(&sums, x, q);
         }
-        if (round + 1 < COARSE_ROUNDS)
-            *m = moments_fit(&sums);
+        *m = moments_fit(&sums, true);
     }
     return left / (double)n;
 }
 
-/* Distances both ways between step-th points of one cloud and all of the other, P moved by m.  G is
+/* Squared distance of y to its nearest point, of whose search f keeps what helps the next; `like` is a query
+ * nearby, to begin with. */
+static double follow(const struct kdtree *t, const double *y, const struct kdtree_followed *like, struct kdtree_followed *f)
+{
+    double d2;
+    if (f->index == UINT32_MAX && like)
+        *f = (struct kdtree_followed){.index = like->index, .second = like->second};
+    kdtree_follow(t, y, 1, f, &d2);
+    return d2;
+}
+
+/* Distances both ways between n points, evenly chosen, of one cloud and all of the other, P moved by m.  G is
  * taken to P's frame, so that both trees stand. */
 static double both_ways(struct two *w, const struct rigid *m, size_t n, struct moments *sums, double *forward, double *backward)
 {
-    size_t n_p = w->n_p < n ? w->n_p : n, n_g = w->n_g < n ? w->n_g : n;
-    double f = 0, b = 0;
+    size_t n_p = w->n_p < n ? w->n_p : n, n_g = w->n_g < n ? w->n_g : n, before = 0;
+    double f = 0, b = 0, y[3];
     for (size_t i = 0; i < n_p; i++) {
         size_t at = i * w->n_p / n_p;
-        double y[3];
-        rigid_apply(m, w->p + 3 * at, 1, y);
-        kdtree_nearest(w->tg, y, 1, &w->ip[at], &w->dp[at]);
+        const double *x = w->p + 3 * at;
+        rigid_apply(m, x, 1, y);
+        w->dp[at] = follow(w->tg, y, i ? &w->fp[before] : NULL, &w->fp[at]);
         b += w->dp[at];
+        before = at;
         if (sums)
-            moments_add(sums, w->p + 3 * at, w->g + 3 * (size_t)w->ip[at]);
+            moments_add(sums, (double[]){m->s * x[0], m->s * x[1], m->s * x[2]}, w->g + 3 * (size_t)w->fp[at].index);
     }
     for (size_t i = 0; i < n_g; i++) {
         size_t at = i * w->n_g / n_g;
         const double *x = w->g + 3 * at;
-        double d[3] = {x[0] - m->t[0], x[1] - m->t[1], x[2] - m->t[2]}, y[3];
+        double d[3] = {x[0] - m->t[0], x[1] - m->t[1], x[2] - m->t[2]};
         for (int k = 0; k < 3; k++)
-            y[k] = m->r[k] * d[0] + m->r[3 + k] * d[1] + m->r[6 + k] * d[2];
-        kdtree_nearest(w->tp, y, 1, &w->ig[at], &w->dg[at]);
+            y[k] = (m->r[k] * d[0] + m->r[3 + k] * d[1] + m->r[6 + k] * d[2]) / m->s;
+        w->dg[at] = m->s * m->s * follow(w->tp, y, i ? &w->fg[before] : NULL, &w->fg[at]);
         f += w->dg[at];
+        before = at;
+        const double *q = w->p + 3 * (size_t)w->fg[at].index;
         if (sums)
-            moments_add(sums, w->p + 3 * (size_t)w->ig[at], x);
+            moments_add(sums, (double[]){m->s * q[0], m->s * q[1], m->s * q[2]}, x);
     }
     *forward = f / (double)n_g;
     *backward = b / (double)n_p;
     return *forward + *backward;
 }
 
-/* Symmetric ICP: least squares over the pairs of both directions. */
-static double refine(struct two *w, struct rigid *m, size_t n, int rounds, double *forward, double *backward)
+/* Symmetric ICP: least squares over the pairs of both directions, until the sum changes by less than `enough`. */
+static double refine(struct two *w, struct rigid *m, size_t n, int rounds, double enough, double *forward, double *backward)
 {
     struct rigid best = *m;
-    double best_sum = INFINITY, last = INFINITY, f, b;
+    double best_sum = INFINITY, last = INFINITY, f, b, s = m->s;
     for (int round = 0; round <= rounds; round++) {
-        struct moments sums = {0};
-        double sum = both_ways(w, m, n, &sums, &f, &b);
+        struct moments sums = {.n = 0};
+        double sum = both_ways(w, m, n, round < rounds ? &sums : NULL, &f, &b);
         if (sum < best_sum) {
             best_sum = sum;
             best = *m;
             *forward = f;
             *backward = b;
         }
-        if (fabs(last - sum) <= 1e-5 * sum || sum < 1e-20)
+        if (fabs(last - sum) <= enough * sum || sum < 1e-20 || round == rounds)
             break;
         last = sum;
-        *m = moments_fit(&sums);
+        *m = moments_fit(&sums, false);
+        m->s = s;
     }
     *m = best;
     return best_sum;
@@ -1170,7 +989,7 @@ static struct two two_of(const double *p, size_t n_p, const double *g, size_t n_
 {
     return (struct two){
         .p = p, .g = g, .n_p = n_p, .n_g = n_g, .tp = kdtree_build(p, n_p), .tg = kdtree_build(g, n_g),
-        .ip = no_guesses(n_p), .ig = no_guesses(n_g), .dp = xmalloc(n_p * sizeof(double)), .dg = xmalloc(n_g * sizeof(double)),
+        .fp = kdtree_followed_new(n_p), .fg = kdtree_followed_new(n_g), .dp = xmalloc(n_p * sizeof(double)), .dg = xmalloc(n_g * sizeof(double)),
     };
 }
 
@@ -1178,8 +997,8 @@ static void two_release(struct two *w)
 {
     kdtree_free(w->tp);
     kdtree_free(w->tg);
-    free(w->ip);
-    free(w->ig);
+    free(w->fp);
+    free(w->fg);
     free(w->dp);
     free(w->dg);
 }
@@ -1187,6 +1006,7 @@ static void two_release(struct two *w)
 struct candidate {
     struct rigid m;
     double left;
+    int start;
 };
 
 /* Cosine of the angle between two rotations. */
@@ -1198,45 +1018,55 @@ static double same_way(const double *a, const double *b)
     return (trace - 1) / 2;
 }
 
+static int by_left(const void *a, const void *b)
+{
+    const struct candidate *x = a, *y = b;
+    return x->left != y->left ? (x->left < y->left ? -1 : 1) : x->start - y->start;
+}
+
+/* Sorts c[n] and drops those that came to the same place as a better one; at most `most` stay. */
+static int best_of(struct candidate *c, int n, int most)
+{
+    int kept = 0;
+    qsort(c, (size_t)n, sizeof *c, by_left);
+    for (int i = 0; i < n && kept < most; i++) {
+        bool known = false;
+        for (int k = 0; k < kept && !known; k++)
+            known = same_way(c[k].m.r, c[i].m.r) > 0.995;
+        if (!known)
+            c[kept++] = c[i];
+    }
+    return kept;
+}
+
 static double search(struct two *w, struct rigid *best, int *n_starts, double *forward, double *backward)
 {
     double(*r)[9] = xmalloc((25 + COVER) * sizeof *r);
-    struct candidate kept[KEPT];
-    int n = starts(w, r), n_kept = 0;
+    struct candidate *c = xmalloc((25 + COVER) * sizeof *c);
+    int n = *n_starts = starts(w, r);
     struct grid gr;
     grid_build(&gr, GRID, w->g, w->n_g);
     for (int i = 0; i < n; i++) {
-        struct candidate c = {RIGID_IDENTITY, 0};
-        memcpy(c.m.r, r[i], sizeof c.m.r);
-        c.left = coarse(w, &gr, &c.m);
-        /* Sorted by what is left; of two that came to the same place the better. */
-        int at = 0, same = n_kept;
-        for (int k = 0; k < n_kept && same == n_kept; k++)
-            if (same_way(kept[k].m.r, c.m.r) > 0.995)
-                same = k;
-        if (same < n_kept && kept[same].left <= c.left)
-            continue;
-        if (same == n_kept && n_kept == KEPT && kept[KEPT - 1].left <= c.left)
-            continue;
-        if (same == n_kept)
-            same = n_kept < KEPT ? n_kept++ : KEPT - 1;
-        while (kept[at].left <= c.left && at < same)
-            at++;
-        memmove(kept + at + 1, kept + at, (size_t)(same - at) * sizeof *kept);
-        kept[at] = c;
+        c[i] = (struct candidate){.m = RIGID_IDENTITY, .start = i};
+        memcpy(c[i].m.r, r[i], sizeof c[i].m.r);
+        c[i].left = coarse(w, &gr, TRIED, &c[i].m);
     }
-    double least = INFINITY;
-    for (int k = 0; k < n_kept; k++) {
-        double sum = refine(w, &kept[k].m, FINE_POINTS, FINE_ROUNDS, forward, backward);
-        if (sum < least) {
-            least = sum;
-            *best = kept[k].m;
-        }
-    }
-    *n_starts = n;
-    free(gr.nearest);
+    qsort(c, (size_t)n, sizeof *c, by_left);
+    n = n < STAY ? n : STAY;
+    for (int i = 0; i < n; i++)
+        c[i].left = coarse(w, &gr, COARSE_ROUNDS - TRIED, &c[i].m);
+    n = best_of(c, n, KEPT);
+    for (int k = 0; k < n; k++)
+        c[k].left = refine(w, &c[k].m, KEPT_POINTS, KEPT_ROUNDS, 1e-5, forward, backward);
+    n = best_of(c, n, FEW);
+    for (int k = 0; k < n; k++)
+        c[k].left = refine(w, &c[k].m, FEW_POINTS, FEW_ROUNDS, 1e-3, forward, backward);
+    best_of(c, n, 1);
+    *best = c[0].m;
+    grid_release(&gr);
+    free(c);
     free(r);
-    return refine(w, best, SIZE_MAX, LAST_ROUNDS, forward, backward);
+    return refine(w, best, SIZE_MAX, LAST_ROUNDS, 1e-5, forward, backward);
 }
 
 static double share_within(const double *d2, size_t n, double reach)
@@ -1268,14 +1098,9 @@ bool reg_best(const double *p, size_t n_p, const double *g, size_t n_g, double t
     struct two w = two_of(up, n_p, ug, n_g);
     struct rigid shape, size;
     search(&w, &shape, &out->starts, &out->shape_forward, &out->shape_backward);
-    two_release(&w);
-
-    double ratio = out->rms_p / out->rms_g;
-    for (size_t i = 0; i < 3 * n_p; i++)
-        up[i] *= ratio;
-    w = two_of(up, n_p, ug, n_g);
     size = shape;
-    refine(&w, &size, SIZE_MAX, LAST_ROUNDS, &out->size_forward, &out->size_backward);
+    size.s = out->rms_p / out->rms_g;
+    refine(&w, &size, SIZE_MAX, LAST_ROUNDS, 1e-5, &out->size_forward, &out->size_backward);
     double f, b;
     both_ways(&w, &size, SIZE_MAX, NULL, &f, &b);
     out->precision = share_within(w.dp, n_p, threshold);
@@ -1292,11 +1117,9 @@ bool reg_best(const double *p, size_t n_p, const double *g, size_t n_g, double t
     }
     struct rigid tmp = compose(&shape, &down);
     out->shape = compose(&up_again, &tmp);
-    down.s = 1 / out->rms_g;
-    for (int k = 0; k < 3; k++)
-        down.t[k] = -cp[k] / out->rms_g;
     tmp = compose(&size, &down);
     out->size = compose(&up_again, &tmp);
+    out->size.s = 1; /* but for rounding */
     free(up);
     free(ug);
     return true;

@@ -1,0 +1,563 @@
+#include "lib/fpfh.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "lib/mem.h"
+
+enum { NORMAL_NN = 30, FEATURE_NN = 100, LANES = 8, MAX_CELLS = 48 };
+
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
+
+/* mask ? a : b, lane by lane */
+static inline i8 choose(i8 mask, i8 a, i8 b)
+{
+    return (a & mask) | (b & ~mask);
+}
+
+/* A bit for each lane of a comparison that holds. */
+static inline uint32_t lanes(i8 mask)
+{
+#ifdef __AVX__
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#else
+    uint32_t m = 0;
+    for (int k = 0; k < LANES; k++)
+        m |= (uint32_t)(mask[k] < 0) << k;
+    return m;
+#endif
+}
+
+/* Writes the lanes of d2 in mask, and their numbers from j on, behind each other; returns how many.  Room for
+ * LANES is needed. */
+static inline size_t compress(uint32_t mask, v8 d2, uint32_t j, float *out_d2, uint32_t *out_j)
+{
+#ifdef __AVX2__
+    uint64_t bytes = _pdep_u64(mask, 0x0101010101010101u) * 0xff; /* a byte a lane */
+    __m256i from = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)_pext_u64(0x0706050403020100u, bytes)));
+    _mm256_storeu_ps(out_d2, _mm256_permutevar8x32_ps((__m256)d2, from));
+    _mm256_storeu_si256((__m256i *)out_j, _mm256_add_epi32(from, _mm256_set1_epi32((int)j)));
+    return (size_t)__builtin_popcount(mask);
+#else
+    size_t n = 0;
+    for (; mask; mask &= mask - 1) {
+        uint32_t l = (uint32_t)__builtin_ctz(mask);
+        out_d2[n] = d2[l];
+        out_j[n++] = j + l;
+    }
+    return n;
+#endif
+}
+
+static inline v8 to_floats(const uint8_t *p)
+{
+#ifdef __AVX2__
+    return (v8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    v8 v;
+    for (int k = 0; k < LANES; k++)
+        v[k] = p[k];
+    return v;
+#endif
+}
+
+/* The cloud by coordinate, centred, sorted by cells half as wide as the reach, so that the neighbours of a
+ * point are in few runs. */
+struct cloud {
+    size_t n;
+    float *x, *y, *z, *nx, *ny, *nz;
+    int cells[3];
+    double side;        /* of a cell */
+    double min[3];
+    uint32_t *start;    /* [cells + 1] first point of each cell, x fastest */
+    uint32_t *first;    /* [n + 1] neighbours of i: near[first[i]] .. near[first[i + 1] - 1], itself among them */
+    uint32_t *near;     /* ascending */
+    float *near_d2;
+    float *limit;       /* [n] squared distance of the farthest neighbour that i may have */
+};
+
+static int cell_of(const struct cloud *c, int k, double v)
+{
+    int at = (int)((v - c->min[k]) / c->side);
+    return at < 0 ? 0 : at >= c->cells[k] ? c->cells[k] - 1 : at;
+}
+
+static void sort_points(struct cloud *c, const double *xyz, double reach, uint32_t *order)
+{
+    double max[3], centre[3] = {0, 0, 0};
+    size_t n = c->n;
+    memcpy(c->min, xyz, sizeof c->min);
+    memcpy(max, xyz, sizeof max);
+    for (size_t i = 0; i < n; i++)
+        for (int k = 0; k < 3; k++) {
+            double v = xyz[3 * i + (size_t)k];
+            centre[k] += v / (double)n;
+            c->min[k] = v < c->min[k] ? v : c->min[k];
+            max[k] = v > max[k] ? v : max[k];
+        }
+    c->side = reach > 0 ? reach / 2 : 1;
+    for (int k = 0; k < 3; k++) {
+        double cells = (max[k] - c->min[k]) / c->side + 1;
+        c->cells[k] = cells < MAX_CELLS ? (int)cells : MAX_CELLS; /* the last one takes the rest */
+    }
+    size_t total = (size_t)c->cells[0] * (size_t)c->cells[1] * (size_t)c->cells[2];
+    uint32_t *cell = xmalloc(n * sizeof *cell);
+    c->start = xcalloc(total + 2, sizeof *c->start);
+    for (size_t i = 0; i < n; i++) {
+        const double *p = xyz + 3 * i;
+        cell[i] = (uint32_t)((cell_of(c, 2, p[2]) * c->cells[1] + cell_of(c, 1, p[1])) * c->cells[0] + cell_of(c, 0, p[0]));
+        c->start[cell[i] + 2]++;
+    }
+    for (size_t k = 2; k < total + 2; k++)
+        c->start[k] += c->start[k - 1];
+    for (size_t i = 0; i < n; i++) { /* leaves start[k + 1] at the end of cell k */
+        uint32_t to = c->start[cell[i] + 1]++;
+        order[to] = (uint32_t)i;
+        c->x[to] = (float)(xyz[3 * i] - centre[0]);
+        c->y[to] = (float)(xyz[3 * i + 1] - centre[1]);
+        c->z[to] = (float)(xyz[3 * i + 2] - centre[2]);
+    }
+    for (int k = 0; k < 3; k++)
+        c->min[k] -= centre[k];
+    free(cell);
+}
+
+/* How far the FEATURE_NN-th smallest of d2[k] is, k > FEATURE_NN: by counting, then within one bin. */
+static float nth_smallest(const float *d2, size_t k, float reach2)
+{
+    enum { N = 64, MOST = 256 };
+    uint16_t count[N + 1] = {0};
+    float scale = N / reach2, in[MOST + LANES];
+    uint32_t at[MOST + LANES];
+    for (size_t j = 0; j < k; j++)
+        count[(int)(d2[j] * scale)]++;
+    size_t n = 0, want = FEATURE_NN - 1;
+    int bin = 0;
+    while (want >= count[bin])
+        want -= count[bin++];
+    for (size_t j = 0; j < k && n < MOST; j += LANES) {
+        v8 d = *(const v8 *)(d2 + j);
+        uint32_t m = lanes(__builtin_convertvector(d * scale, i8) == bin);
+        if (k - j < LANES)
+            m &= (1u << (k - j)) - 1;
+        n += compress(m, d, 0, in + n, at);
+    }
+    for (size_t j = 1; j < n; j++) { /* few: insertion */
+        float v = in[j];
+        size_t to = j;
+        for (; to && in[to - 1] > v; to--)
+            in[to] = in[to - 1];
+        in[to] = v;
+    }
+    return in[want < n ? want : n - 1];
+}
+
+/* All within reach, or the FEATURE_NN nearest of them. */
+static void find_neighbours(struct cloud *c, float reach2)
+{
+    size_t total = 0;
+    float *d2 = xmalloc((c->n + 2 * LANES) * sizeof *d2);
+    uint32_t *near = xmalloc((c->n + 2 * LANES) * sizeof *near);
+    c->first = xmalloc((c->n + 1) * sizeof *c->first);
+    c->near = xmalloc((c->n * FEATURE_NN + LANES) * sizeof *c->near);
+    c->near_d2 = xmalloc((c->n * FEATURE_NN + LANES) * sizeof *c->near_d2);
+    c->limit = xmalloc(c->n * sizeof *c->limit);
+    for (size_t i = 0; i < c->n; i++) {
+        float p[3] = {c->x[i], c->y[i], c->z[i]};
+        int lo[3], hi[3];
+        for (int k = 0; k < 3; k++) {
+            int at = cell_of(c, k, p[k]);
+            lo[k] = at > 2 ? at - 2 : 0;
+            hi[k] = at + 2 < c->cells[k] ? at + 2 : c->cells[k] - 1;
+        }
+        size_t n = 0;
+        for (int z = lo[2]; z <= hi[2]; z++)
+            for (int y = lo[1]; y <= hi[1]; y++) {
+                size_t row = ((size_t)z * (size_t)c->cells[1] + (size_t)y) * (size_t)c->cells[0];
+                uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
+                for (uint32_t j = from; j < to; j += LANES) { /* past the end of a run: padding or the next run */
+                    v8 dx = *(const v8 *)(c->x + j) - p[0], dy = *(const v8 *)(c->y + j) - p[1], dz = *(const v8 *)(c->z + j) - p[2];
+                    v8 d = dx * dx + dy * dy + dz * dz;
+                    uint32_t m = lanes(d < reach2);
+                    if (to - j < LANES)
+                        m &= (1u << (to - j)) - 1;
+                    n += compress(m, d, j, d2 + n, near + n);
+                }
+            }
+        float limit = reach2;
+        bool most = n > FEATURE_NN;
+        if (most)
+            limit = nth_smallest(d2, n, reach2);
+        c->limit[i] = limit;
+        c->first[i] = (uint32_t)total;
+        size_t end = total + FEATURE_NN;
+        for (size_t j = 0; j < n && total < end; j++) {
+            c->near[total] = near[j];
+            c->near_d2[total] = d2[j];
+            total += most ? d2[j] <= limit : 1;
+        }
+    }
+    c->first[c->n] = (uint32_t)total;
+    free(d2);
+    free(near);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* The direction of least spread: eigenvector of the smallest eigenvalue of a symmetric matrix (xx, xy, xz, yy,
+ * yz, zz), by the closed form of its eigenvalues (Smith 1961). */
+static void least_spread(const double a[6], double out[3])
+{
+    double mean = (a[0] + a[3] + a[5]) / 3, b[6], p2 = 0;
+    for (int k = 0; k < 6; k++)
+        b[k] = a[k] - (k == 0 || k == 3 || k == 5 ? mean : 0);
+    p2 = (b[0] * b[0] + b[3] * b[3] + b[5] * b[5] + 2 * (b[1] * b[1] + b[2] * b[2] + b[4] * b[4])) / 6;
+    out[0] = out[1] = 0;
+    out[2] = 1;
+    if (!(p2 > 0))
+        return;
+    double p = sqrt(p2);
+    double det = b[0] * (b[3] * b[5] - b[4] * b[4]) - b[1] * (b[1] * b[5] - b[4] * b[2]) + b[2] * (b[1] * b[4] - b[3] * b[2]);
+    double r = det / (2 * p * p2);
+    r = r < -1 ? -1 : r > 1 ? 1 : r;
+    double least = mean + 2 * p * cos(acos(r) / 3 + 2.0943951023931957);
+    /* It is normal to every row of a - least: the longest product of two of them. */
+    double row[3][3] = {{a[0] - least, a[1], a[2]}, {a[1], a[3] - least, a[4]}, {a[2], a[4], a[5] - least}}, longest = 0;
+    for (int k = 0; k < 3; k++) {
+        const double *u = row[k], *v = row[(k + 1) % 3];
+        double w[3] = {u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]};
+        double len2 = w[0] * w[0] + w[1] * w[1] + w[2] * w[2];
+        if (len2 > longest) {
+            longest = len2;
+            memcpy(out, w, sizeof w);
+        }
+    }
+    double inv = longest > 0 ? 1 / sqrt(longest) : 1;
+    for (int k = 0; k < 3; k++)
+        out[k] *= inv;
+}
+
+/* Normals: the direction of least spread among the nearest, turned away from the centroid (which,
+ * unlike a random sign, is the same in every position of the part). */
+static void set_normal(struct cloud *c, size_t i, float reach2)
+{
+    float kept[FEATURE_NN + LANES], sorted[FEATURE_NN], limit = reach2;
+    uint32_t from = c->first[i], to = c->first[i + 1], at[FEATURE_NN + LANES];
+    size_t k = 0;
+    for (uint32_t j = from; j < to; j += LANES) {
+        v8 d = *(const v8 *)(c->near_d2 + j);
+        uint32_t m = lanes(d < reach2);
+        if (to - j < LANES)
+            m &= (1u << (to - j)) - 1;
+        k += compress(m, d, j, kept + k, at + k);
+    }
+    if (k > NORMAL_NN) {
+        memcpy(sorted, kept, k * sizeof *kept);
+        qsort(sorted, k, sizeof *sorted, by_value);
+        limit = sorted[NORMAL_NN];
+    }
+    double n = 0, s[3] = {0}, a[6] = {0}, normal[3] = {0, 0, 1};
+    for (size_t j = 0; j < k; j++) {
+        if (!(kept[j] < limit))
+            continue;
+        uint32_t q = c->near[at[j]];
+        double d[3] = {c->x[q] - c->x[i], c->y[q] - c->y[i], c->z[q] - c->z[i]};
+        n++;
+        for (int r = 0; r < 3; r++)
+            s[r] += d[r];
+        a[0] += d[0] * d[0], a[1] += d[0] * d[1], a[2] += d[0] * d[2];
+        a[3] += d[1] * d[1], a[4] += d[1] * d[2], a[5] += d[2] * d[2];
+    }
+    if (n >= 3) {
+        a[0] -= s[0] * s[0] / n, a[1] -= s[0] * s[1] / n, a[2] -= s[0] * s[2] / n;
+        a[3] -= s[1] * s[1] / n, a[4] -= s[1] * s[2] / n, a[5] -= s[2] * s[2] / n;
+        least_spread(a, normal);
+    }
+    double out = normal[0] * c->x[i] + normal[1] * c->y[i] + normal[2] * c->z[i] < 0 ? -1 : 1;
+    c->nx[i] = (float)(out * normal[0]);
+    c->ny[i] = (float)(out * normal[1]);
+    c->nz[i] = (float)(out * normal[2]);
+}
+
+static inline v8 select8(i8 mask, v8 a, v8 b)
+{
+    return (v8)choose(mask, (i8)a, (i8)b);
+}
+
+static inline v8 absolute(v8 a)
+{
+    return (v8)((i8)a & 0x7fffffff);
+}
+
+static inline v8 root(v8 a)
+{
+    v8 r;
+    for (int k = 0; k < LANES; k++)
+        r[k] = sqrtf(a[k]);
+    return r;
+}
+
+/* atan2 to 1e-5 (Abramowitz, Stegun 4.4.49). */
+static inline v8 atan2_fast(v8 y, v8 x)
+{
+    v8 ax = absolute(x), ay = absolute(y), tiny = (v8){0} + 1e-30f;
+    i8 steep = ay > ax;
+    v8 big = select8(steep, ay, ax), small = select8(steep, ax, ay);
+    v8 t = small / select8(big > tiny, big, tiny), s = t * t;
+    v8 r = t * (0.9998660f + s * (-0.3302995f + s * (0.1801410f + s * (-0.0851330f + s * 0.0208351f))));
+    r = select8(steep, 1.57079637f - r, r);
+    r = select8(x < 0, 3.14159274f - r, r);
+    return select8(y < 0, -r, r);
+}
+
+/* Which bin a value from 0 to FPFH_BINS is in, LANES at a time. */
+static inline i8 bins_of(v8 v)
+{
+    v8 most = (v8){0} + (FPFH_BINS - 1);
+    v = select8(v > 0, v, (v8){0});
+    v = select8(v < most, v, most);
+    return __builtin_convertvector(v, i8);
+}
+
+/* Neighbours of one point whose pairs are to be looked at, by coordinate. */
+struct batch {
+    float d[6][FEATURE_NN + LANES]; /* offset, normal */
+    uint32_t j[FEATURE_NN];
+    bool mutual[FEATURE_NN];        /* the pair counts for the neighbour, too */
+    int32_t bin[3][FEATURE_NN + LANES];
+};
+
+/* Simplified histograms: angles of the Darboux frame of each point with each neighbour.  A pair has the same
+ * from either side, so it is looked at once. */
+static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
+{
+    struct batch b;
+    for (size_t i = 0; i < c->n; i++) {
+        int n = 0;
+        for (uint32_t k = c->first[i]; k < c->first[i + 1]; k++) {
+            uint32_t q = c->near[k];
+            bool mutual = c->near_d2[k] <= c->limit[q];
+            if (q == i || (q < i && mutual)) /* looked at from its side */
+                continue;
+            b.d[0][n] = c->x[q] - c->x[i], b.d[1][n] = c->y[q] - c->y[i], b.d[2][n] = c->z[q] - c->z[i];
+            b.d[3][n] = c->nx[q], b.d[4][n] = c->ny[q], b.d[5][n] = c->nz[q];
+            b.j[n] = q;
+            b.mutual[n++] = mutual;
+        }
+        for (int k = 0; k < 6; k++)
+            memset(&b.d[k][n], 0, LANES * sizeof(float));
+        v8 ax = (v8){0} + c->nx[i], ay = (v8){0} + c->ny[i], az = (v8){0} + c->nz[i];
+        for (int k = 0; k < n; k += LANES) {
+            v8 ux = *(const v8 *)&b.d[0][k], uy = *(const v8 *)&b.d[1][k], uz = *(const v8 *)&b.d[2][k];
+            v8 mx = *(const v8 *)&b.d[3][k], my = *(const v8 *)&b.d[4][k], mz = *(const v8 *)&b.d[5][k];
+            v8 inv = 1 / root(ux * ux + uy * uy + uz * uz + 1e-30f);
+            ux *= inv, uy *= inv, uz *= inv;
+            v8 s1 = ax * ux + ay * uy + az * uz, s2 = mx * ux + my * uy + mz * uz;
+            /* the frame stands on the point whose normal is nearer to the line between them */
+            i8 other = absolute(s1) < absolute(s2);
+            v8 nx = select8(other, mx, ax), ny = select8(other, my, ay), nz = select8(other, mz, az);
+            v8 ox = select8(other, ax, mx), oy = select8(other, ay, my), oz = select8(other, az, mz);
+            i8 sign = other & INT32_MIN;
+            ux = (v8)((i8)ux ^ sign), uy = (v8)((i8)uy ^ sign), uz = (v8)((i8)uz ^ sign);
+            v8 phi = select8(other, -s2, s1);
+            v8 vx = uy * nz - uz * ny, vy = uz * nx - ux * nz, vz = ux * ny - uy * nx;
+            v8 len2 = vx * vx + vy * vy + vz * vz;
+            i8 bent = len2 > 1e-12f;
+            v8 iv = 1 / root(select8(bent, len2, (v8){0} + 1));
+            vx *= iv, vy *= iv, vz *= iv;
+            v8 wx = ny * vz - nz * vy, wy = nz * vx - nx * vz, wz = nx * vy - ny * vx;
+            v8 theta = atan2_fast(wx * ox + wy * oy + wz * oz, nx * ox + ny * oy + nz * oz), alpha = vx * ox + vy * oy + vz * oz;
+            *(i8 *)&b.bin[0][k] = bins_of(((v8)((i8)theta & bent) + 3.14159274f) * (FPFH_BINS * 0.159154943f));
+            *(i8 *)&b.bin[1][k] = bins_of(((v8)((i8)alpha & bent) + 1) * (FPFH_BINS * 0.5f)) + FPFH_BINS;
+            *(i8 *)&b.bin[2][k] = bins_of(((v8)((i8)phi & bent) + 1) * (FPFH_BINS * 0.5f)) + 2 * FPFH_BINS;
+        }
+        for (int k = 0; k < n; k++) {
+            uint8_t *own = count[i], *its = count[b.j[k]];
+            for (int h = 0; h < 3; h++) {
+                own[b.bin[h][k]]++;
+                its[b.bin[h][k]] = (uint8_t)(its[b.bin[h][k]] + b.mutual[k]);
+            }
+        }
+    }
+}
+
+void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
+{
+    size_t pad = n + 2 * LANES;
+    float *block = xcalloc(6 * pad, sizeof *block);
+    struct cloud c = {.n = n, .x = block, .y = block + pad, .z = block + 2 * pad, .nx = block + 3 * pad, .ny = block + 4 * pad,
+                      .nz = block + 5 * pad};
+    f->n = n;
+    f->order = xmalloc(n * sizeof *f->order);
+    sort_points(&c, xyz, 5 * voxel, f->order);
+    find_neighbours(&c, (float)(25 * voxel * voxel));
+    for (size_t i = 0; i < n; i++)
+        set_normal(&c, i, (float)(4 * voxel * voxel));
+    uint8_t(*count)[FPFH_PAD] = xcalloc(n, sizeof *count);
+    float *step = xmalloc(n * sizeof *step); /* a pair's share of 100 */
+    f->feature = xcalloc(n * FPFH_PAD, sizeof *f->feature);
+    simple_histograms(&c, count);
+    for (size_t i = 0; i < n; i++) {
+        int pairs = 0;
+        for (int k = 0; k < FPFH_BINS; k++)
+            pairs += count[i][k];
+        step[i] = pairs ? 100.0f / (float)pairs : 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        v8 sum[FPFH_PAD / LANES] = {{0}};
+        for (uint32_t j = c.first[i]; j < c.first[i + 1]; j++) {
+            float w = c.near_d2[j] > 0 ? step[c.near[j]] / c.near_d2[j] : 0;
+            const uint8_t *s = count[c.near[j]];
+            for (int k = 0; k < FPFH_PAD / LANES; k++)
+                sum[k] += w * to_floats(s + k * LANES);
+        }
+        float *out = f->feature + i * FPFH_PAD, weighted[FPFH_PAD];
+        memcpy(weighted, sum, sizeof weighted);
+        for (int h = 0; h < 3; h++) {
+            float all = 0;
+            for (int k = 0; k < FPFH_BINS; k++)
+                all += weighted[h * FPFH_BINS + k];
+            float scale = all > 0 ? 100 / all : 0;
+            for (int k = 0; k < FPFH_BINS; k++)
+                out[h * FPFH_BINS + k] = weighted[h * FPFH_BINS + k] * scale + step[i] * count[i][h * FPFH_BINS + k];
+        }
+    }
+    free(count);
+    free(step);
+    free(block);
+    free(c.start);
+    free(c.first);
+    free(c.near);
+    free(c.near_d2);
+    free(c.limit);
+}
+
+void fpfh_release(struct fpfh *f)
+{
+    free(f->order);
+    free(f->feature);
+    *f = (struct fpfh){0};
+}
+
+/* ---- matching, in whole numbers: twentieths, of which the machine multiplies and adds two at a time ---- */
+
+enum { PAIRS = (FPFH_SIZE + 1) / 2, TI = 6, TJ = 2 * LANES };
+
+/* Adds to each lane of sum the products of the 16-bit halves of a's and b's; fused: in one instruction, which only
+ * some machines have. */
+static inline __attribute__((always_inline)) i8 dot2(i8 sum, i8 a, i8 b, bool fused)
+{
+#ifdef __AVX2__
+    if (fused) {
+        __asm__("vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+        return sum;
+    }
+    return sum + (i8)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    (void)fused;
+    return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+static bool can_fuse(void)
+{
+#ifdef __AVX2__
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+#else
+    return false;
+#endif
+}
+
+/* A feature's numbers by pairs, and the sum of their squares. */
+static int32_t to_pairs(const float *feature, int32_t *out)
+{
+    int32_t square = 0;
+    for (int k = 0; k < PAIRS; k++) {
+        int32_t lo = (int32_t)(feature[2 * k] * 20 + 0.5f), hi = 2 * k + 1 < FPFH_SIZE ? (int32_t)(feature[2 * k + 1] * 20 + 0.5f) : 0;
+        out[k] = (int32_t)((uint32_t)hi << 16 | (uint32_t)lo);
+        square += lo * lo + hi * hi;
+    }
+    return square;
+}
+
+static inline __attribute__((always_inline)) void match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32_t *ba, bool fused)
+{
+    size_t pad = (b->n + TJ - 1) / TJ * TJ;
+    int32_t(*bt)[PAIRS][TJ] = xcalloc(pad / TJ, sizeof *bt); /* blocks of TJ features */
+    int32_t *b2 = xmalloc(pad * sizeof *b2), *best_b = xmalloc(pad * sizeof *best_b), *arg_b = xcalloc(pad, sizeof *arg_b);
+    const int32_t far = INT32_MAX / 2;
+    for (size_t j = 0; j < pad; j++) {
+        int32_t pairs[PAIRS];
+        b2[j] = j < b->n ? to_pairs(b->feature + j * FPFH_PAD, pairs) : far;
+        best_b[j] = far;
+        for (size_t k = 0; k < PAIRS && j < b->n; k++)
+            bt[j / TJ][k][j % TJ] = pairs[k];
+    }
+    const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (size_t i0 = 0; i0 < a->n; i0 += TI) {
+        int32_t row[TI][PAIRS], a2[TI];
+        i8 best[TI], arg[TI];
+        for (size_t r = 0; r < TI; r++) {
+            a2[r] = to_pairs(a->feature + (i0 + r < a->n ? i0 + r : a->n - 1) * FPFH_PAD, row[r]);
+            best[r] = (i8){0} + far;
+            arg[r] = (i8){0};
+        }
+        for (size_t j = 0; j < pad; j += TJ) { /* one pass over the products gives the nearest both ways */
+            i8 acc[TI][2] = {{{0}}};
+            for (size_t k = 0; k < PAIRS; k++) {
+                i8 b0 = *(const i8 *)bt[j / TJ][k], b1 = *(const i8 *)(bt[j / TJ][k] + LANES);
+                for (int r = 0; r < TI; r++) {
+                    i8 v = (i8){0} + row[r][k];
+                    acc[r][0] = dot2(acc[r][0], v, b0, fused);
+                    acc[r][1] = dot2(acc[r][1], v, b1, fused);
+                }
+            }
+            for (size_t h = 0; h < 2; h++) {
+                i8 norm = *(const i8 *)(b2 + j + LANES * h), low = *(const i8 *)(best_b + j + LANES * h);
+                i8 low_arg = *(const i8 *)(arg_b + j + LANES * h), col = lane + (int32_t)(j + LANES * h);
+                for (int r = 0; r < TI; r++) {
+                    i8 d = norm - 2 * acc[r][h]; /* less a2[r] */
+                    i8 less = d < best[r];
+                    best[r] = choose(less, d, best[r]);
+                    arg[r] = choose(less, col, arg[r]);
+                    d += a2[r];
+                    less = d < low;
+                    low = choose(less, d, low);
+                    low_arg = choose(less, (i8){0} + (int32_t)(i0 + (size_t)r), low_arg);
+                }
+                *(i8 *)(best_b + j + LANES * h) = low;
+                *(i8 *)(arg_b + j + LANES * h) = low_arg;
+            }
+        }
+        for (size_t r = 0; r < TI && i0 + r < a->n; r++) {
+            int top = 0;
+            for (int l = 1; l < LANES; l++)
+                top = best[r][l] < best[r][top] ? l : top;
+            ab[a->order[i0 + r]] = b->order[(size_t)arg[r][top]];
+        }
+    }
+    for (size_t j = 0; j < b->n; j++)
+        ba[b->order[j]] = a->order[(size_t)arg_b[j] < a->n ? (size_t)arg_b[j] : a->n - 1];
+    free(bt);
+    free(b2);
+    free(best_b);
+    free(arg_b);
+}
+
+void fpfh_match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32_t *ba)
+{
+    if (can_fuse())
+        match(a, b, ab, ba, true);
+    else
+        match(a, b, ab, ba, false);
+}
