@@ -48,6 +48,7 @@ static const struct tool_spec spec = {
                "  chamfer --align reference --json truth.step generated.step\n"
                "  chamfer --clouds --icp-from --json truth.f64 moved.f64\n",
     .options = options,
+    .flags = TOOL_SHARDS,
     .max_args = 2,
 };
 
@@ -167,30 +168,57 @@ static char *less_suffix(const char *rel)
     return dot && !strchr(dot, '/') ? xstrndup(rel, (size_t)(dot - rel)) : xstrdup(rel);
 }
 
-/* The file of that relative name less suffix; else the only one of that base name; else SIZE_MAX. */
-static size_t find_partner(const struct file_list *l, const char *rel)
+/* Truths by a name: relative and less suffix, or base name. */
+struct named {
+    char *name;
+    size_t file;
+};
+
+static int by_name(const void *a, const void *b)
 {
-    char *whole = less_suffix(rel), *stem = path_stem(rel);
-    size_t found = SIZE_MAX, n_found = 0;
+    return strcmp(((const struct named *)a)->name, ((const struct named *)b)->name);
+}
+
+struct names {
+    struct named *whole, *stem;
+    size_t n;
+};
+
+static struct names names_of(const struct file_list *l)
+{
+    struct names s = {xcalloc(l->n, sizeof *s.whole), xcalloc(l->n, sizeof *s.stem), l->n};
     for (size_t i = 0; i < l->n; i++) {
-        char *w = less_suffix(l->v[i].rel);
-        bool same = !strcmp(w, whole);
-        free(w);
-        if (same) {
-            found = i;
-            n_found = 1;
-            break;
-        }
-        char *s = path_stem(l->v[i].rel);
-        if (!strcmp(s, stem)) {
-            found = i;
-            n_found++;
-        }
-        free(s);
+        s.whole[i] = (struct named){less_suffix(l->v[i].rel), i};
+        s.stem[i] = (struct named){path_stem(l->v[i].rel), i};
     }
-    free(whole);
-    free(stem);
-    return n_found == 1 ? found : SIZE_MAX;
+    qsort(s.whole, s.n, sizeof *s.whole, by_name);
+    qsort(s.stem, s.n, sizeof *s.stem, by_name);
+    return s;
+}
+
+static void names_release(struct names *s)
+{
+    for (size_t i = 0; i < s->n; i++) {
+        free(s->whole[i].name);
+        free(s->stem[i].name);
+    }
+    free(s->whole);
+    free(s->stem);
+}
+
+/* The file of that relative name less suffix; else the only one of that base name; else SIZE_MAX. */
+static size_t find_partner(const struct names *s, const char *rel)
+{
+    struct named whole = {.name = less_suffix(rel)}, stem = {.name = path_stem(rel)};
+    const struct named *hit = bsearch(&whole, s->whole, s->n, sizeof *s->whole, by_name);
+    if (!hit) {
+        hit = bsearch(&stem, s->stem, s->n, sizeof *s->stem, by_name);
+        if (hit && ((hit > s->stem && !by_name(hit - 1, &stem)) || (hit + 1 < s->stem + s->n && !by_name(hit + 1, &stem))))
+            hit = NULL; /* one of several */
+    }
+    free(whole.name);
+    free(stem.name);
+    return hit ? hit->file : SIZE_MAX;
 }
 
 static int make_pairs(struct scoring *s, const char *truth, const char *pred)
@@ -207,22 +235,28 @@ static int make_pairs(struct scoring *s, const char *truth, const char *pred)
     s->source = xcalloc(s->n_sources, sizeof *s->source);
     s->pair = xcalloc(n_t + n_p, sizeof *s->pair);
     bool *used = xcalloc(n_t, sizeof *used), one_truth = !path_is_dir(truth);
+    struct names names = names_of(&s->truth_files);
+    const size_t shards = (size_t)s->tool->shard_n, mine = (size_t)s->tool->shard_i - 1;
     for (size_t i = 0; i < n_t; i++)
         s->source[i].path = s->truth_files.v[i].path;
     for (size_t i = 0; i < n_p; i++) {
-        size_t t = one_truth ? 0 : find_partner(&s->truth_files, s->pred_files.v[i].rel);
+        size_t t = one_truth ? 0 : find_partner(&names, s->pred_files.v[i].rel);
         s->source[n_t + i].path = s->pred_files.v[i].path;
+        if (t != SIZE_MAX)
+            used[t] = true;
+        if (i % shards != mine)
+            continue;
         s->pair[s->n_pairs++] = (struct match){.truth = t, .pred = n_t + i, .name = s->pred_files.v[i].path};
         if (t == SIZE_MAX)
             continue;
-        used[t] = true;
         s->source[t].uses++;
         s->source[n_t + i].uses++;
     }
     for (size_t i = 0; i < n_t; i++)
-        if (!used[i])
+        if (!used[i] && i % shards == mine)
             s->pair[s->n_pairs++] = (struct match){.truth = i, .pred = SIZE_MAX, .name = s->truth_files.v[i].path};
     free(used);
+    names_release(&names);
     return ERR_OK;
 }
 

@@ -24,6 +24,7 @@ static const struct tool_spec spec = {
                "counts the first file of each sample, and empty files not at all, as the original does.\n\n"
                "  complete-ratio --label 'SFT with RAG' runs/12/generated\n",
     .options = options,
+    .flags = TOOL_SHARDS,
     .min_args = 1,
     .max_args = SIZE_MAX,
 };
@@ -178,6 +179,7 @@ int main(int argc, char **argv)
     int rc = tool_begin(&t);
     if (rc == ERR_OK)
         rc = gather(&s);
+    file_list_shard(&s.files, t.shard_i, t.shard_n);
     struct pool_job job = {.n = s.files.n, .threads = t.threads, .what = "checking", .unit = "files", .work = score_one,
                            .done = score_done, .skip = score_stands, .ctx = &s};
     if (rc == ERR_OK)

@@ -27,6 +27,7 @@ static const struct tool_spec spec = {
                "cannot be read.  A complex instance counts once, under its parts joined by '+'.\n\n"
                "  entity-stats --json runs/12/generated\n",
     .options = options,
+    .flags = TOOL_SHARDS,
     .min_args = 1,
     .max_args = SIZE_MAX,
 };
@@ -278,6 +279,7 @@ int main(int argc, char **argv)
     int rc = tool_begin(&t);
     if (rc == ERR_OK)
         rc = gather(&s);
+    file_list_shard(&s.files, t.shard_i, t.shard_n);
     s.count = xcalloc(s.files.n + 1, sizeof *s.count);
     struct pool_job job = {.n = s.files.n, .threads = t.threads, .what = "counting", .unit = "files", .work = count_one,
                            .done = count_done, .skip = count_stands, .ctx = &s};

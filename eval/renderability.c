@@ -2,6 +2,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <strings.h>
+#include <time.h>
 
 #include "lib/isolate.h"
 #include "lib/part.h"
@@ -10,8 +12,8 @@
 #include "lib/tool.h"
 #include "shim/occt.h"
 
-static const char *mode = "strict";
-static bool require_all_roots;
+static const char *mode = "strict", *report_file;
+static bool require_all_roots, errors_fail;
 static double timeout = 30, max_coordinate = 1e6, deflection;
 static int64_t memory = 2000000000;
 
@@ -27,6 +29,9 @@ static struct opt options[] = {
      .help = "strict: points beyond this are not sane, in the file's unit", .min = 1, .max = 1e30},
     {.name = "require-all-roots", .type = OPT_FLAG, .value = &require_all_roots,
      .help = "reference: as the original's option: look at each root by itself"},
+    {.name = "treat-reader-errors-as-failure", .type = OPT_FLAG, .value = &errors_fail, .help = "reference: as the original's option"},
+    {.name = "report", .type = OPT_STR, .value = &report_file, .arg = "FILE", .help = "reference: also the original's report of a batch, as JSON",
+     .flags = OPT_NO_KEY},
     {0},
 };
 
@@ -40,6 +45,7 @@ static const struct tool_spec spec = {
                "  renderability --label 'SFT with RAG' runs/12/generated\n"
                "  renderability --json --mode reference part.step\n",
     .options = options,
+    .flags = TOOL_SHARDS,
     .min_args = 1,
     .max_args = SIZE_MAX,
 };
@@ -194,37 +200,38 @@ static void put_shape(struct jw *j, const struct part *p)
 
 /* ---- reference: the original's verdict ---- */
 
-static void check_reference(const struct part *p, struct reasons *r)
+/* The reason, or NULL: renderable. */
+static const char *reference_reason(const struct part *p, char text[512])
 {
+    bool any = false;
+    for (size_t i = 0; i < p->n_root; i++)
+        any |= p->root[i].n_triangles > 0;
     switch (p->status) {
-    case PART_OK:
-        if (!finite_triangles(&p->mesh))
-            add_reason(r, "stl_empty_or_export_failed");
-        break;
     case PART_NO_FILE:
-        add_reason(r, "file_not_found");
-        break;
+        return "file_not_found";
     case PART_READ_FAILED:
-        add_reason(r, "read_failed");
-        break;
-    case PART_NO_ROOTS: /* it asks for the first of no shapes */
-        add_reason(r, "unexpected_exception: NCollection_Sequence::Value");
-        break;
+        return "read_failed";
     case PART_EXCEPTION:
-        add_reason(r, "unexpected_exception: %s", p->reason);
+        snprintf(text, 512, "unexpected_exception: %s", p->reason);
+        return text;
+    default:
         break;
-    case PART_NULL_SHAPE:
-    case PART_NO_TRIANGLES:
-        if (p->n_root > 1)
-            add_reason(r, "no_solid_geometry_found");
-        else
-            add_reason(r, "stl_empty_or_export_failed");
     }
+    if (require_all_roots && p->n_roots > 0) /* one root that gives triangles is enough, whichever it is */
+        return any ? NULL : "no_solid_geometry_found";
+    if (p->n_roots <= 0 || !p->n_root || p->root[0].null) /* it asks for the first of no shapes */
+        return "unexpected_exception: NCollection_Sequence::Value";
+    return p->status == PART_OK && finite_triangles(&p->mesh) ? NULL : "stl_empty_or_export_failed";
+}
+
+static bool reader_errors(const char *messages)
+{
+    return strstr(messages, "StepReaderData") || strstr(messages, "ERR");
 }
 
 static void put_lines(struct jw *j, const char *messages)
 {
-    bool any = strstr(messages, "StepReaderData") || strstr(messages, "ERR");
+    bool any = reader_errors(messages);
     jw_kv_bool(j, "reader_errors_present", any);
     if (!any)
         return;
@@ -245,15 +252,19 @@ static void put_roots(struct jw *j, const struct part *p)
     jw_array(j);
     for (size_t i = 0; require_all_roots && i < p->n_root; i++) {
         const struct part_root *k = &p->root[i];
+        bool ok = k->n_triangles > 0;
         jw_object(j);
         jw_kv_int(j, "root_index", (int64_t)i + 1);
         jw_kv_bool(j, "transfer_ok", k->transfer_ok);
-        jw_kv_bool(j, "shape_null", k->null);
-        jw_kv_bool(j, "stl_ok", k->n_triangles > 0);
-        jw_kv_bool(j, "trimesh_verified", k->n_triangles > 0);
-        jw_kv_int(j, "trimesh_faces", (int64_t)k->n_triangles);
-        jw_kv_bool(j, "ok", k->n_triangles > 0);
-        jw_kv_str(j, "geometry_type", k->solid ? "solid" : k->curve ? "wireframe_or_curve" : "unknown");
+        jw_key(j, "shape_null");
+        k->null ? jw_null(j) : jw_bool(j, false); /* it asks a shape that is not there, which fails */
+        jw_key(j, "stl_ok");
+        k->null ? jw_null(j) : jw_bool(j, ok);
+        jw_kv_bool(j, "trimesh_verified", true);
+        jw_key(j, "trimesh_faces");
+        ok ? jw_int(j, (int64_t)k->n_triangles) : jw_null(j);
+        jw_kv_bool(j, "ok", ok);
+        jw_kv_str(j, "geometry_type", ok ? "solid" : k->null ? "unknown" : "wireframe_or_curve");
         jw_end(j);
     }
     jw_end(j);
@@ -290,22 +301,23 @@ static int work(void *ctx, const char *path, size_t path_n, struct buf *out)
         file_unmap(&m);
         return rc;
     }
-    if (strict && !r.first.n) {
+    const char *messages = p.messages ? p.messages : "", *why = NULL;
+    char text[512];
+    if (strict && !r.first.n)
         check_shape(&p, &r);
-    } else if (!strict) {
-        /* With the option, one root that gives triangles is enough, whichever it is. */
-        bool any = false;
-        for (size_t i = 0; require_all_roots && i < p.n_root; i++)
-            any |= p.root[i].n_triangles > 0;
-        if (!any)
-            check_reference(&p, &r);
-    }
+    else if (!strict)
+        why = errors_fail && reader_errors(messages) ? "reader_errors_detected" : reference_reason(&p, text);
+    if (why)
+        add_reason(&r, "%s", why);
     bool ok = !r.first.n;
     jw_end(&r.j);
 
+    bool read = strict || (p.status != PART_READ_FAILED && p.status != PART_NO_FILE);
     int64_t expected = count_records(m.data, m.size, "ADVANCED_BREP_SHAPE_REPRESENTATION");
-    int64_t wires = count_records(m.data, m.size, "WIREFRAME_SHAPE_REPRESENTATION");
-    int64_t surfaces = count_records(m.data, m.size, "SURFACE_SHAPE_REPRESENTATION");
+    int64_t wires = read ? count_records(m.data, m.size, "GEOMETRICALLY_BOUNDED_WIREFRAME_SHAPE_REPRESENTATION") : 0;
+    int64_t surfaces = read ? count_records(m.data, m.size, "MANIFOLD_SURFACE_SHAPE_REPRESENTATION") : 0;
+    int64_t shells = read ? count_records(m.data, m.size, "SHELL_BASED_SURFACE_MODEL") : 0;
+    int64_t faces = finite_triangles(&p.mesh);
     buf_putc(out, ok ? '1' : '0');
     buf_add(out, r.first.s, r.first.n);
     buf_putc(out, 0);
@@ -319,21 +331,24 @@ static int work(void *ctx, const char *path, size_t path_n, struct buf *out)
         jw_key(&j, "reasons");
         jw_raw(&j, r.list.s);
     }
-    jw_kv_int(&j, "num_roots_expected", expected);
-    jw_kv_int(&j, "num_roots_found", p.n_roots);
+    jw_key(&j, "num_roots_expected");
+    read ? jw_int(&j, expected) : jw_null(&j); /* the original counts what it could read */
+    jw_key(&j, "num_roots_found");
+    read ? jw_int(&j, p.n_roots) : jw_null(&j);
     put_roots(&j, &p);
-    jw_kv_bool(&j, "has_mixed_geometry", (expected > 0) + (wires > 0) + (surfaces > 0) > 1);
+    jw_kv_bool(&j, "has_mixed_geometry", read && expected > 0 && wires + surfaces + shells > 0);
     jw_kv_int(&j, "wireframe_representations", wires);
     jw_kv_int(&j, "surface_representations", surfaces);
     jw_kv_bool(&j, "stl_ok", p.mesh.n_triangles > 0);
-    jw_kv_bool(&j, "trimesh_verified", finite_triangles(&p.mesh) > 0);
-    jw_kv_int(&j, "trimesh_faces", finite_triangles(&p.mesh));
+    jw_kv_bool(&j, "trimesh_verified", faces > 0);
+    jw_key(&j, "trimesh_faces");
+    faces > 0 ? jw_int(&j, faces) : jw_null(&j);
     if (strict && (p.status == PART_OK || p.status == PART_NO_TRIANGLES))
         put_shape(&j, &p);
     jw_kv_real(&j, "duration_seconds", now_s() - start);
-    put_lines(&j, p.messages ? p.messages : "");
+    put_lines(&j, messages);
     if (!ok) {
-        jw_kv_str(&j, "child_stdout", p.messages ? p.messages : "");
+        jw_kv_str(&j, "child_stdout", messages);
         jw_kv_str(&j, "child_stderr", "");
     }
     jw_end(&j);
@@ -352,12 +367,23 @@ struct histogram {
     size_t n;
 };
 
+/* What the original's report of a batch says of a file. */
+struct batch_row {
+    char *path, *rel, *reason, *status;
+    bool renderable;
+    int64_t faces;
+};
+
 struct checking {
     struct tool *tool;
+    bool reference;
     struct file_list files;
-    size_t total, renderable, timeout, crash, memory, error;
+    size_t total, renderable, timeout, crash, memory, error, with_reader_errors;
+    double seconds;
     struct histogram *why;
     size_t n_why, cap_why;
+    struct batch_row *row; /* with --report */
+    size_t n_rows, cap_rows;
 };
 
 /* Counts a reason by its word: "invalid: ..." as "invalid". */
@@ -373,83 +399,289 @@ static void count_reason(struct checking *c, const char *reason, bool whole)
     c->why[i].n++;
 }
 
-/* What an earlier start of this run recorded counts in the totals, too. */
-static void count_current(struct checking *c, const char *path)
+/* Counts a file by its line, be it of now or of an earlier start of this run. */
+static void account(struct checking *c, const struct file_entry *f, const char *text)
 {
-    char *state, *result;
     json_t *line = NULL;
-    if (rundb_item_get(c->tool->db, path, &state, &result) < 0)
+    if (json_read_mem(f->path, text, strlen(text), &line) < 0)
         return;
-    if (json_read_mem(path, result, strlen(result), &line) == ERR_OK) {
-        const char *status = json_string_value(json_object_get(line, "status"));
-        const char *reason = json_string_value(json_object_get(line, "reason"));
-        c->total++;
-        c->renderable += json_is_true(json_object_get(line, "renderable"));
-        c->timeout += status && !strcmp(status, "timeout");
-        c->error += status && !strcmp(status, "error");
-        c->crash += reason && !strncmp(reason, "crash:", 6);
-        c->memory += reason && !strncmp(reason, "memory:", 7);
-        if (reason)
-            count_reason(c, reason, !strcmp(mode, "reference"));
-        json_decref(line);
+    const char *status = json_string_value(json_object_get(line, "status")), *reason = json_string_value(json_object_get(line, "reason"));
+    const char *worker = json_string_value(json_object_get(line, "worker"));
+    bool ok = json_is_true(json_object_get(line, "renderable"));
+    c->total++;
+    c->renderable += ok;
+    c->timeout += status && !strcmp(status, "timeout");
+    c->error += status && !strcmp(status, "error");
+    c->crash += worker && !strncmp(worker, "crash:", 6);
+    c->memory += worker && !strncmp(worker, "memory:", 7);
+    c->with_reader_errors += json_is_true(json_object_get(line, "reader_errors_present"));
+    c->seconds += json_number_value(json_object_get(line, "duration_seconds"));
+    if (reason)
+        count_reason(c, reason, c->reference);
+    if (report_file) {
+        ARRAY_GROW(c->row, c->cap_rows, c->n_rows + 1);
+        c->row[c->n_rows++] = (struct batch_row){
+            xstrdup(f->path), xstrdup(f->rel), reason ? xstrdup(reason) : NULL, xstrdup(status ? status : "unknown"), ok,
+            json_integer_value(json_object_get(line, "trimesh_faces"))};
     }
-    free(state);
-    free(result);
+    json_decref(line);
 }
 
 static int make_job(void *ctx, size_t i, struct buf *out)
 {
     struct checking *c = ctx;
     const char *path = c->files.v[i].path;
+    char *state, *result;
     buf_add(out, path, strlen(path) + 1);
     if (!tool_item_current(c->tool, path, path, NULL))
         return 0;
-    count_current(c, path);
+    if (rundb_item_get(c->tool->db, path, &state, &result) == ERR_OK) {
+        account(c, &c->files.v[i], result);
+        free(state);
+        free(result);
+    }
     return 1;
+}
+
+/* Fields of a file that gave none: no worker, or one that died. */
+static void put_nothing(struct jw *j, const char *status, const char *reason, const char *worker, double seconds)
+{
+    static const char *const unknown[] = {"num_roots_expected", "num_roots_found"};
+    jw_kv_bool(j, "renderable", false);
+    jw_kv_str(j, "status", status);
+    jw_kv_str(j, "reason", reason);
+    for (size_t i = 0; i < ARRAY_LEN(unknown); i++) {
+        jw_key(j, unknown[i]);
+        jw_null(j);
+    }
+    jw_key(j, "roots");
+    jw_array(j);
+    jw_end(j);
+    jw_kv_bool(j, "has_mixed_geometry", false);
+    jw_kv_int(j, "wireframe_representations", 0);
+    jw_kv_int(j, "surface_representations", 0);
+    jw_kv_bool(j, "stl_ok", false);
+    jw_kv_bool(j, "trimesh_verified", false);
+    jw_key(j, "trimesh_faces");
+    jw_null(j);
+    jw_kv_real(j, "duration_seconds", seconds);
+    jw_kv_bool(j, "reader_errors_present", false);
+    jw_kv_str(j, "child_stdout", "");
+    jw_kv_str(j, "child_stderr", "");
+    if (worker)
+        jw_kv_str(j, "worker", worker);
+    jw_end(j);
 }
 
 static int take(void *ctx, const struct isolate_result *r)
 {
     struct checking *c = ctx;
-    const char *path = c->files.v[r->index].path;
+    const char *path = c->files.v[r->index].path, *reason = r->error;
     bool unread = r->end == ISOLATE_OK && r->code < 0;
+    char text[64];
     struct buf line = BUF_INIT;
     struct jw j = JW_INIT(&line);
-    const char *reason = r->error;
     jw_object(&j);
     jw_kv_str(&j, "file", path);
     if (r->code == ERR_OK) {
-        bool ok = r->data[0] == '1';
-        reason = ok ? NULL : r->data + 1;
+        reason = r->data[0] == '1' ? NULL : r->data + 1;
         const char *fields = r->data + 1 + strlen(r->data + 1) + 1;
         buf_putc(&line, ',');
         buf_add(&line, fields, (size_t)(r->data + r->n - fields));
-        c->renderable += ok;
-        c->error += !ok;
     } else {
-        c->timeout += r->end == ISOLATE_TIMEOUT;
-        c->memory += r->end == ISOLATE_MEMORY;
-        c->crash += r->end == ISOLATE_CRASH;
-        c->error += r->end != ISOLATE_TIMEOUT;
-        jw_kv_bool(&j, "renderable", false);
-        jw_kv_str(&j, "status", r->end == ISOLATE_TIMEOUT ? "timeout" : "error");
-        jw_kv_str(&j, "reason", r->error);
-        jw_kv_bool(&j, "stl_ok", false);
-        jw_kv_real(&j, "duration_seconds", r->seconds);
-        jw_kv_str(&j, "child_stdout", "");
-        jw_kv_str(&j, "child_stderr", "");
-        jw_end(&j);
+        if (c->reference && r->end == ISOLATE_TIMEOUT) {
+            snprintf(text, sizeof text, "exceeded %gs", timeout);
+            reason = text;
+        } else if (c->reference) { /* what it says of a child that dies */
+            reason = unread ? "file_not_found" : "no_json_output";
+        }
+        put_nothing(&j, r->end == ISOLATE_TIMEOUT ? "timeout" : "error", reason, r->error, r->seconds);
     }
-    c->total++;
-    if (reason) {
-        count_reason(c, reason, !strcmp(mode, "reference"));
-        if (!unread)
-            tool_print(c->tool, "%s: %s\n", path, reason);
-    }
+    account(c, &c->files.v[r->index], line.s);
+    if (reason && !unread)
+        tool_print(c->tool, "%s: %s\n", path, reason);
     int rc = tool_item(c->tool, &(struct run_item){.item = path, .state = unread ? "failed" : "done", .reason = reason,
                                                    .seconds = r->seconds, .input = path, .result = line.s});
     buf_release(&line);
     return rc;
+}
+
+/* ---- which files ---- */
+
+static bool has_suffix(const char *path)
+{
+    for (size_t i = 0; STEP_SUFFIXES[i]; i++) {
+        size_t n = strlen(path), k = strlen(STEP_SUFFIXES[i]);
+        if (n >= k && !strcasecmp(path + n - k, STEP_SUFFIXES[i]))
+            return true;
+    }
+    return false;
+}
+
+/* The original has a verdict for a file that is none. */
+static int no_file(struct checking *c, const char *path, const char *reason)
+{
+    struct buf line = BUF_INIT;
+    struct jw j = JW_INIT(&line);
+    jw_object(&j);
+    jw_kv_str(&j, "file", path);
+    put_nothing(&j, "error", reason, NULL, 0);
+    account(c, &(struct file_entry){.path = (char *)path, .rel = (char *)path_basename(path)}, line.s);
+    int rc = tool_item(c->tool, &(struct run_item){.item = path, .state = "failed", .reason = reason, .result = line.s});
+    buf_release(&line);
+    return rc;
+}
+
+static int gather(struct checking *c, const char *arg)
+{
+    if (c->reference && !path_is_dir(arg)) {
+        if (!has_suffix(arg))
+            return no_file(c, arg, "invalid_extension");
+        if (!path_exists(arg))
+            return no_file(c, arg, "file_not_found");
+    }
+    size_t from = c->files.n, kept = from;
+    int rc = score_files(&c->files, arg);
+    if (rc < 0 || !c->reference || !path_is_dir(arg) || !strstr(arg, "STEP_generated"))
+        return rc;
+    for (size_t i = from; i < c->files.n; i++) { /* of such a folder it looks at the folders gen alone */
+        struct file_entry *f = &c->files.v[i];
+        char *folder = path_dirname(f->path);
+        if (!strcmp(path_basename(folder), "gen")) {
+            c->files.v[kept++] = *f;
+        } else {
+            free(f->path);
+            free(f->rel);
+        }
+        free(folder);
+    }
+    c->files.n = kept;
+    return kept > from ? ERR_OK : err_set(ERR_IO, "%s: no folder gen below it holds a .step or .stp file", arg);
+}
+
+/* ---- the original's report of a batch ---- */
+
+static int by_folder(const void *a, const void *b)
+{
+    const struct batch_row *x = a, *y = b;
+    size_t n = strcspn(x->rel, "/"), m = strcspn(y->rel, "/");
+    int c = strncmp(x->rel, y->rel, n < m ? n : m);
+    return c ? c : n != m ? (n < m ? -1 : 1) : strcmp(x->path, y->path);
+}
+
+/* A value of seconds since 1970 as Python's isoformat(). */
+static void kv_time(struct jw *j, const char *key, double t)
+{
+    char text[48];
+    time_t whole = (time_t)t;
+    struct tm tm;
+    if (localtime_r(&whole, &tm)) {
+        size_t n = strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
+        snprintf(text + n, sizeof text - n, ".%06d", (int)((t - (double)whole) * 1e6));
+        jw_kv_str(j, key, text);
+    }
+}
+
+static int write_report(struct checking *c, double started)
+{
+    struct buf b = BUF_INIT;
+    struct jw j = JW_INIT(&b);
+    int64_t min = 0, max = 0, sum = 0, with_faces = 0;
+    j.indent = 2;
+    for (size_t i = 0; i < c->n_rows; i++) {
+        int64_t n = c->row[i].renderable ? c->row[i].faces : 0;
+        if (n > 0) {
+            min = !with_faces || n < min ? n : min;
+            max = n > max ? n : max;
+            sum += n;
+            with_faces++;
+        }
+    }
+    if (c->n_rows)
+        qsort(c->row, c->n_rows, sizeof *c->row, by_folder);
+    jw_object(&j);
+    jw_key(&j, "batch_info");
+    jw_object(&j);
+    jw_kv_str(&j, "input_directory", c->tool->args.v[0]);
+    kv_time(&j, "start_time", started);
+    kv_time(&j, "end_time", wall_clock_s());
+    jw_kv_real(&j, "total_duration_minutes", (wall_clock_s() - started) / 60);
+    jw_kv_int(&j, "files_processed", (int64_t)c->total);
+    jw_key(&j, "settings");
+    jw_object(&j);
+    jw_kv_real(&j, "timeout", timeout);
+    jw_kv_bool(&j, "verify_trimesh_faces", true);
+    jw_end(&j);
+    jw_end(&j);
+    jw_key(&j, "summary_statistics");
+    jw_object(&j);
+    jw_kv_int(&j, "total_files", (int64_t)c->total);
+    jw_kv_int(&j, "renderable", (int64_t)c->renderable);
+    jw_kv_int(&j, "not_renderable", (int64_t)(c->total - c->renderable));
+    jw_kv_int(&j, "timeout", (int64_t)c->timeout);
+    jw_kv_int(&j, "error", (int64_t)c->error);
+    jw_kv_int(&j, "with_reader_errors", (int64_t)c->with_reader_errors);
+    jw_kv_real(&j, "total_duration", c->seconds);
+    jw_kv_real(&j, "avg_duration", c->total ? c->seconds / (double)c->total : 0);
+    jw_key(&j, "failure_reasons");
+    jw_object(&j);
+    for (size_t i = 0; i < c->n_why; i++)
+        jw_kv_int(&j, c->why[i].reason, (int64_t)c->why[i].n);
+    jw_end(&j);
+    jw_key(&j, "trimesh_stats");
+    jw_object(&j);
+    jw_kv_int(&j, "total_with_faces", with_faces);
+    jw_kv_int(&j, "total_verified", (int64_t)c->renderable);
+    static const char *const keys[] = {"min_faces", "max_faces", "avg_faces"};
+    for (int k = 0; k < 3; k++) {
+        jw_key(&j, keys[k]);
+        if (!with_faces)
+            jw_null(&j);
+        else if (k < 2)
+            jw_int(&j, k ? max : min);
+        else
+            jw_real(&j, (double)sum / (double)with_faces);
+    }
+    jw_end(&j);
+    jw_end(&j);
+    jw_key(&j, "subdirectory_statistics");
+    jw_object(&j);
+    for (size_t i = 0, next; i < c->n_rows; i = next) {
+        size_t n = strcspn(c->row[i].rel, "/");
+        int64_t good = 0, faces = 0;
+        for (next = i; next < c->n_rows && strcspn(c->row[next].rel, "/") == n && !strncmp(c->row[next].rel, c->row[i].rel, n); next++) {
+            good += c->row[next].renderable;
+            faces += c->row[next].renderable && c->row[next].faces > 0;
+        }
+        char *folder = xstrndup(c->row[i].rel, n);
+        jw_key(&j, folder);
+        free(folder);
+        jw_object(&j);
+        jw_kv_int(&j, "total", (int64_t)(next - i));
+        jw_kv_int(&j, "renderable", good);
+        jw_kv_int(&j, "not_renderable", (int64_t)(next - i) - good);
+        jw_kv_int(&j, "with_trimesh_faces", faces);
+        jw_key(&j, "failed_files");
+        jw_array(&j);
+        for (size_t k = i; k < next; k++) {
+            if (c->row[k].renderable)
+                continue;
+            jw_object(&j);
+            jw_kv_str(&j, "file_path", c->row[k].path);
+            jw_kv_str(&j, "relative_path", c->row[k].rel);
+            jw_kv_str(&j, "reason", c->row[k].reason);
+            jw_kv_str(&j, "status", c->row[k].status);
+            jw_end(&j);
+        }
+        jw_end(&j);
+        jw_end(&j);
+    }
+    jw_end(&j);
+    jw_end(&j);
+    buf_putc(&b, '\n');
+    int rc = file_write(report_file, b.s, b.n, false);
+    buf_release(&b);
+    return rc == ERR_OK ? tool_artifact(c->tool, report_file, "report") : rc;
 }
 
 static int summary(struct checking *c)
@@ -493,23 +725,35 @@ int main(int argc, char **argv)
 {
     struct tool t;
     tool_start(&t, &spec, argc, argv);
-    struct checking c = {.tool = &t};
+    struct checking c = {.tool = &t, .reference = !strcmp(mode, "reference")};
     struct isolate *pool = NULL;
-    int rc = isolate_open(&(struct isolate_opts){.workers = t.threads, .seconds = timeout, .memory = (size_t)memory, .work = work},
-                          &pool);
+    double started = wall_clock_s();
+    int rc = report_file && !c.reference ? err_set(ERR_USAGE, "--report goes with --mode reference") : ERR_OK;
+    if (rc == ERR_OK)
+        rc = isolate_open(&(struct isolate_opts){.workers = t.threads, .seconds = timeout, .memory = (size_t)memory, .work = work}, &pool);
     if (rc == ERR_OK)
         rc = tool_begin(&t);
     for (size_t i = 0; i < t.args.n && rc == ERR_OK; i++)
-        rc = score_files(&c.files, t.args.v[i]);
+        rc = gather(&c, t.args.v[i]);
+    file_list_shard(&c.files, t.shard_i, t.shard_n);
     if (rc == ERR_OK)
         rc = isolate_run(pool, &(struct isolate_batch){.n = c.files.n, .what = "rendering", .unit = "files",
                                                        .job = make_job, .done = take, .ctx = &c});
     if (rc == ERR_OK)
         rc = summary(&c);
+    if (rc == ERR_OK && report_file)
+        rc = write_report(&c, started);
     isolate_close(pool);
     file_list_release(&c.files);
     for (size_t i = 0; i < c.n_why; i++)
         free(c.why[i].reason);
+    for (size_t i = 0; i < c.n_rows; i++) {
+        free(c.row[i].path);
+        free(c.row[i].rel);
+        free(c.row[i].reason);
+        free(c.row[i].status);
+    }
     free(c.why);
+    free(c.row);
     return tool_finish(&t, rc);
 }

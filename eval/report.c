@@ -195,6 +195,8 @@ static void scores_notes(const struct report *r, struct table *t)
         if (s->pred_failed + s->pred_missing + s->truth_failed + s->truth_missing)
             table_note(t, "%s (%s): no distance for %zu failed and %zu missing parts (worst), %zu unreadable and %zu missing truths (left out).",
                        s->label, way(s), s->pred_failed, s->pred_missing, s->truth_failed, s->truth_missing);
+        if (s->shards_missing)
+            table_note(t, "%s (%s): %zu shards are not finished, and their parts not in these numbers.", s->label, way(s), s->shards_missing);
         if (s->unread)
             table_note(t, "%s (%s): %zu files could not be read and are not in CR.", s->label, way(s), s->unread);
         if (s->unparsed)

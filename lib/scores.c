@@ -319,32 +319,72 @@ static int read_items(struct reading *r, enum score_tool tool, int64_t run)
     }
     int rc = sq == SQLITE_DONE ? ERR_OK : sq_err(r->sq);
     sqlite3_finalize(s);
-    summarise(r, tool);
     return rc;
 }
 
-/* The newest finished run of tool under the label, scored that way: 0 if none. */
-static int find_run(sqlite3 *sq, const char *label, bool reference, enum score_tool tool, int64_t *run, char **cwd)
+struct run_found {
+    int64_t id; /* 0: none */
+    char *cwd;
+    int shard, shards; /* of shards; 1 of 1: all items */
+};
+
+/* The newest finished run of tool under the label, scored that way; shard: that one of so many, NULL: any. */
+static int find_run(sqlite3 *sq, const char *label, bool reference, enum score_tool tool, const char *shard, struct run_found *out)
 {
     static const char sql[] =
-        "SELECT id,cwd FROM runs WHERE tool=?1 AND label=?2 AND state='done' AND"
-        " (instr(char(10)||config,char(10)||?3||' = \"reference\"')>0)=?4 ORDER BY ended DESC,id DESC LIMIT 1";
+        "SELECT id,cwd,config FROM runs WHERE tool=?1 AND label=?2 AND state='done' AND"
+        " (instr(char(10)||config,char(10)||?3||' = \"reference\"')>0)=?4 AND"
+        " (?5 IS NULL OR instr(char(10)||config,char(10)||'shard = \"'||?5||'\"')>0) ORDER BY ended DESC,id DESC LIMIT 1";
     sqlite3_stmt *s = NULL;
-    *run = 0;
-    *cwd = NULL;
+    *out = (struct run_found){.shard = 1, .shards = 1};
     if (sqlite3_prepare_v2(sq, sql, -1, &s, NULL) != SQLITE_OK)
         return sq_err(sq);
     sqlite3_bind_text(s, 1, score_tools[tool], -1, SQLITE_STATIC);
     sqlite3_bind_text(s, 2, label, -1, SQLITE_STATIC);
     sqlite3_bind_text(s, 3, tool == SCORE_CD ? "align" : "mode", -1, SQLITE_STATIC);
     sqlite3_bind_int(s, 4, reference);
+    sqlite3_bind_text(s, 5, shard, -1, SQLITE_STATIC);
     int sq_rc = sqlite3_step(s);
     if (sq_rc == SQLITE_ROW) {
-        *run = sqlite3_column_int64(s, 0);
-        *cwd = xstrdup(text_at(s, 1));
+        const char *line = strstr(text_at(s, 2), "shard = \"");
+        out->id = sqlite3_column_int64(s, 0);
+        out->cwd = xstrdup(text_at(s, 1));
+        if (line && sscanf(line, "shard = \"%d/%d\"", &out->shard, &out->shards) != 2)
+            out->shard = out->shards = 1;
     }
     sqlite3_finalize(s);
     return sq_rc == SQLITE_ROW || sq_rc == SQLITE_DONE ? ERR_OK : sq_err(sq);
+}
+
+/* The items of the newest run or, if it worked on a shard, of the newest of every shard. */
+static int read_tool(struct reading *r, const char *label, enum score_tool tool, bool *any)
+{
+    struct score_row *row = r->row;
+    struct run_found f;
+    int rc = find_run(r->sq, label, row->reference, tool, NULL, &f);
+    int shards = f.shards;
+    row->run[tool] = f.id;
+    *any |= f.id != 0;
+    for (int k = 1; rc == ERR_OK && f.id && k <= shards; k++) {
+        if (shards > 1) {
+            char shard[32];
+            snprintf(shard, sizeof shard, "%d/%d", k, shards);
+            free(f.cwd);
+            rc = find_run(r->sq, label, row->reference, tool, shard, &f);
+            if (rc == ERR_OK && !f.id) {
+                row->shards_missing++;
+                f.id = row->run[tool]; /* on to the next */
+                continue;
+            }
+        }
+        r->cwd = f.cwd;
+        if (rc == ERR_OK)
+            rc = read_items(r, tool, f.id);
+    }
+    if (rc == ERR_OK && row->run[tool])
+        summarise(r, tool);
+    free(f.cwd);
+    return rc;
 }
 
 static int read_label(sqlite3 *sq, const struct scores_request *q, struct score_label *label, struct scores *out)
@@ -359,14 +399,9 @@ static int read_label(sqlite3 *sq, const struct scores_request *q, struct score_
             *all[i] = (struct stats_interval){NAN, NAN, NAN, 0};
         bool any = false;
         for (int tool = 0; tool < SCORE_TOOLS && rc == ERR_OK; tool++) {
-            char *cwd;
-            if ((rc = find_run(sq, label->label, reference, tool, &row.run[tool], &cwd)) == ERR_OK && row.run[tool]) {
-                struct reading r = {.sq = sq, .q = q, .row = &row, .cwd = cwd,
-                                    .label = q->parts && !have_parts[tool] ? label : NULL};
-                rc = read_items(&r, tool, row.run[tool]);
-                any = have_parts[tool] = true;
-            }
-            free(cwd);
+            struct reading r = {.sq = sq, .q = q, .row = &row, .label = q->parts && !have_parts[tool] ? label : NULL};
+            rc = read_tool(&r, label->label, tool, &any);
+            have_parts[tool] |= row.run[tool] != 0;
         }
         if (row.n_reasons)
             qsort(row.reason, row.n_reasons, sizeof *row.reason, by_tool_and_number);

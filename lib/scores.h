@@ -50,6 +50,7 @@ struct score_row {
     /* Medians of scaled Chamfer distances, one-sided and two-sided: over the pairs that have one, and
      * with every failed or missing prediction as infinitely far. */
     struct stats_interval mscd, mscd_worst, mscd2, mscd2_worst, f_score;
+    size_t shards_missing;    /* of tools that were run by shards: those without a finished run */
     size_t unread;            /* complete-ratio: files that could not be read, and are not in cr */
     size_t unparsed;          /* entity-stats: files without a count, not in aec */
     size_t pred_failed, pred_missing; /* chamfer: count as worst */

@@ -342,7 +342,12 @@ TopoDS_Shape transfer_one(STEPControl_Reader *reader, int root, const part_reque
         record->null = shape.IsNull();
         if (!shape.IsNull()) {
             if (q->flags & PART_MESH)
-                make_mesh(shape, q);
+                try {
+                    make_mesh(shape, q);
+                } catch (const Standard_OutOfMemory &) {
+                    throw;
+                } catch (const Standard_Failure &) { // a root without triangles, no more
+                }
             record->n_triangles = count_triangles(shape);
             TopExp_Explorer solid(shape, TopAbs_SOLID), face(shape, TopAbs_FACE), edge(shape, TopAbs_EDGE);
             record->solid = solid.More() && face.More();
@@ -418,7 +423,8 @@ int load(const char *name, const char *text, size_t n, const part_request *q, pa
     box_of(shape, p);
     clock.lap();
     if (q->flags & PART_MESH) {
-        make_mesh(shape, q);
+        if (!p->n_root) // else there is one, or cannot be
+            make_mesh(shape, q);
         take_mesh(shape, p);
         if (q->flags & PART_EDGES)
             take_edges(shape, &p->mesh);
