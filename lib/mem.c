@@ -201,3 +201,24 @@ void arena_release(struct arena *a)
     }
     *a = ARENA_INIT;
 }
+
+bool utf8_valid(const char *s, size_t n)
+{
+    const unsigned char *p = (const unsigned char *)s, *end = p + n;
+    while (p < end) {
+        unsigned char c = *p++;
+        if (c < 0x80)
+            continue;
+        int more = c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xf0 && c < 0xf5 ? 3 : 0;
+        if (!more || end - p < more)
+            return false;
+        unsigned lo = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80, hi = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
+        if (*p < lo || *p > hi)
+            return false;
+        for (int i = 1; i < more; i++)
+            if (p[i] < 0x80 || p[i] > 0xbf)
+                return false;
+        p += more;
+    }
+    return true;
+}

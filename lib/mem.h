@@ -62,6 +62,9 @@ static inline void buf_putc(struct buf *b, char c)
     b->s[b->n] = 0;
 }
 
+/* Whether s is well-formed UTF-8 (no surrogates, no overlong forms). */
+bool utf8_valid(const char *s, size_t n);
+
 /* Decimal digits of v, faster than printf. */
 void buf_put_u64(struct buf *b, uint64_t v);
 

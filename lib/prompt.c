@@ -49,13 +49,31 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
     return rc;
 }
 
+bool prompt_released(const char *dir, bool *retrieval)
+{
+    static const struct {
+        const char *name;
+        bool retrieval;
+    } released[] = {{"step-llm-llama3b-no_rag", false}, {"step-llm-llama3b", true}, {"step-llm-qwen3b", true}};
+    for (size_t i = 0; i < ARRAY_LEN(released); i++) {
+        const char *p = strcasestr(dir, released[i].name);
+        size_t n = strlen(released[i].name);
+        if (p && (p == dir || strchr("/-", p[-1])) && (!p[n] || p[n] == '/')) {
+            *retrieval = released[i].retrieval;
+            return true;
+        }
+    }
+    return false;
+}
+
 int prompt_template_read(const char *dir, bool *known, bool *retrieval)
 {
     char *path = path_join(dir, "prompt.json");
     json_t *o = NULL;
     int rc = ERR_OK;
-    *known = path_exists(path);
-    if (*known && (rc = json_read_file(path, 1 << 20, &o)) == ERR_OK) {
+    bool there = path_exists(path);
+    *known = there || prompt_released(dir, retrieval);
+    if (there && (rc = json_read_file(path, 1 << 20, &o)) == ERR_OK) {
         const char *name = json_string_value(json_object_get(o, "template"));
         *retrieval = name && !strcmp(name, "retrieval");
         if (!name || (!*retrieval && strcmp(name, "plain")))

@@ -53,6 +53,11 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
  * there is none (as beside others' models).  ERR_FORMAT. */
 int prompt_template_read(const char *dir, bool *known, bool *retrieval);
 
+/* The adapters that the original's authors released, known by the name of their folder (or repository, as in a cache
+ * of Hugging Face's): they have no prompt.json, but prompt_template_read() knows their template by this.  They write
+ * the original's form of STEP text. */
+bool prompt_released(const char *dir, bool *retrieval);
+
 /* Whether they write STEP in the compact form.  ERR_FORMAT. */
 int prompt_form_read(const char *dir, bool *compact);
 

@@ -7,6 +7,7 @@
 #include "lib/files.h"
 #include "lib/log.h"
 #include "lib/mem.h"
+#include "lib/pairs.h"
 #include "lib/pool.h"
 #include "lib/safetensors.h"
 
@@ -22,6 +23,19 @@ static int by_text(const void *a, const void *b)
     return c ? c : x->index < y->index ? -1 : 1;
 }
 
+/* Encoders of one kind are of one size: some of the weights tell them apart. */
+static int last_bytes(const char *path, uint64_t *h)
+{
+    struct file_map m;
+    int rc = file_map(path, 0, &m);
+    if (rc < 0)
+        return rc;
+    size_t n = m.size < 65536 ? m.size : 65536;
+    *h = fnv1a(*h, m.data + m.size - n, n);
+    file_unmap(&m);
+    return ERR_OK;
+}
+
 /* Tells texts and encoder apart from others. */
 static int digest_of(const char *encoder_dir, const char *const *texts, size_t n, char hex[17])
 {
@@ -29,8 +43,10 @@ static int digest_of(const char *encoder_dir, const char *const *texts, size_t n
     uint64_t size = 0, h = FNV_INIT;
     int64_t mtime;
     int rc = file_stamp(weights, &size, &mtime);
-    free(weights);
     h = fnv1a(h, &size, sizeof size);
+    if (rc == ERR_OK)
+        rc = last_bytes(weights, &h);
+    free(weights);
     for (size_t i = 0; i < n; i++)
         h = fnv1a(h, texts[i], strlen(texts[i]) + 1);
     snprintf(hex, 17, "%016llx", (unsigned long long)h);
@@ -126,4 +142,91 @@ size_t retrieval_nearest(const float *vectors, size_t n, int dim, const float *q
         index[at] = i;
     }
     return found;
+}
+
+/* ---- a library of parts ---- */
+
+struct retrieval {
+    struct encoder *e;
+    char **id, **caption, **part;
+    size_t n, cap;
+    float *x;
+};
+
+static int read_records(struct retrieval *l, const char *pairs)
+{
+    struct pairs *r;
+    struct pair p;
+    int rc = pairs_open(pairs, &r);
+    if (rc < 0)
+        return rc;
+    while ((rc = pairs_next(r, &p)) > 0) {
+        size_t cap = l->cap, cap2 = l->cap;
+        ARRAY_GROW(l->id, l->cap, l->n + 1);
+        ARRAY_GROW(l->caption, cap, l->n + 1);
+        ARRAY_GROW(l->part, cap2, l->n + 1);
+        l->id[l->n] = xstrdup(p.id_original);
+        l->caption[l->n] = xstrdup(p.caption);
+        l->part[l->n++] = xstrdup(p.output ? p.output : "");
+    }
+    pairs_close(r);
+    return rc == ERR_OK && !l->n ? err_set(ERR_FORMAT, "%s: holds no record", pairs) : rc;
+}
+
+int retrieval_open(const char *pairs, const char *encoder_dir, struct retrieval **out)
+{
+    struct retrieval *l = xcalloc(1, sizeof *l);
+    int rc = encoder_dir ? read_records(l, pairs) : err_set(ERR_USAGE, "--rag needs --encoder DIR");
+    *out = NULL;
+    if (rc == ERR_OK)
+        rc = encoder_load(encoder_dir, &l->e);
+    if (rc == ERR_OK) {
+        char *cache = xasprintf("%s.embeddings.safetensors", pairs);
+        rc = retrieval_embed(l->e, encoder_dir, (const char *const *)l->caption, l->n, cache, &l->x);
+        free(cache);
+    }
+    if (rc < 0)
+        retrieval_close(l);
+    else
+        *out = l;
+    return rc;
+}
+
+void retrieval_close(struct retrieval *l)
+{
+    if (!l)
+        return;
+    for (size_t i = 0; i < l->n; i++) {
+        free(l->id[i]);
+        free(l->caption[i]);
+        free(l->part[i]);
+    }
+    free(l->id);
+    free(l->caption);
+    free(l->part);
+    free(l->x);
+    encoder_free(l->e);
+    free(l);
+}
+
+size_t retrieval_size(const struct retrieval *r)
+{
+    return r->n;
+}
+
+int retrieval_find(struct retrieval *l, const char *caption, const char *self, struct retrieval_hit hit[RETRIEVAL_NEAREST],
+                   size_t *n, int *use)
+{
+    size_t index[RETRIEVAL_NEAREST];
+    float score[RETRIEVAL_NEAREST], *x = xmalloc((size_t)encoder_dim(l->e) * sizeof *x);
+    int rc = encoder_embed(l->e, &caption, 1, x, NULL);
+    *n = rc == ERR_OK ? retrieval_nearest(l->x, l->n, encoder_dim(l->e), x, RETRIEVAL_NEAREST, index, score) : 0;
+    *use = -1;
+    for (size_t k = 0; k < *n; k++) {
+        hit[k] = (struct retrieval_hit){.id = l->id[index[k]], .caption = l->caption[index[k]], .part = l->part[index[k]], .cosine = score[k]};
+        if (*use < 0 && *hit[k].part && !(self && !strcmp(self, hit[k].id)))
+            *use = (int)k;
+    }
+    free(x);
+    return rc;
 }

@@ -16,4 +16,24 @@ int retrieval_embed(struct encoder *e, const char *encoder_dir, const char *cons
  * Returns how many (at most k). */
 size_t retrieval_nearest(const float *vectors, size_t n, int dim, const float *q, size_t k, size_t *index, float *score);
 
+/* ---- a library of parts: pair records (train.json), to find what is like a caption ----
+ *
+ * As the original: the caption's embedding against those of the records' captions by cosine, the five nearest, of which
+ * the first is taken that has a STEP file and is not the part itself. */
+struct retrieval;
+enum { RETRIEVAL_NEAREST = 5 };
+struct retrieval_hit {
+    const char *id, *caption, *part; /* borrowed from the library; part "" if there is none */
+    float cosine;
+};
+/* Embeddings are kept beside the records as PAIRS.embeddings.safetensors (see retrieval_embed()).  ERR_USAGE without
+ * encoder_dir. */
+int retrieval_open(const char *pairs, const char *encoder_dir, struct retrieval **out);
+void retrieval_close(struct retrieval *r); /* NULL is fine */
+size_t retrieval_size(const struct retrieval *r);
+/* The nearest, best first: *n of them.  *use: index of the one to take, -1 if none may be; self: the id never to
+ * take (NULL: none). */
+int retrieval_find(struct retrieval *r, const char *caption, const char *self, struct retrieval_hit hit[RETRIEVAL_NEAREST],
+                   size_t *n, int *use);
+
 #endif
