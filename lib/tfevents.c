@@ -41,7 +41,7 @@ static void put_le(struct buf *b, uint64_t v, int bytes)
 static void put_varint(struct buf *b, uint64_t v)
 {
     for (; v >= 128; v >>= 7)
-        buf_putc(b, (char)(v & 127 | 128));
+        buf_putc(b, (char)((v & 127) | 128));
     buf_putc(b, (char)v);
 }
 

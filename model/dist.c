@@ -70,7 +70,7 @@ int dist_env_read(struct dist_env *e)
         {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
         {"MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
     };
-    *e = (struct dist_env){.size = 1, .launcher = ""};
+    *e = (struct dist_env){.size = 1, .local_size = 1, .launcher = ""};
     for (size_t i = 0; i < ARRAY_LEN(known); i++) {
         const char *rank = variable(known[i].rank, NULL), *size = variable(known[i].size, NULL), *local = variable(known[i].local, NULL);
         if (!rank || !size) /* a batch script has SLURM_PROCID, too, but no step with tasks */
@@ -113,6 +113,12 @@ int dist_env_read(struct dist_env *e)
         if (variable("TORCHELASTIC_RUN_ID", NULL))
             e->port++; /* torchrun itself listens on that one */
     }
+    const char *locals = variable("LOCAL_WORLD_SIZE", slurm ? "SLURM_TASKS_PER_NODE" : NULL);
+    if (!locals)
+        locals = here;
+    e->local_size = locals ? atoi(locals) : !strcmp(e->host, "127.0.0.1") || !strcmp(e->host, "localhost") ? e->size : 1; /* "4(x2)": 4 */
+    if (e->local_size < 1 || e->local_size > e->size)
+        e->local_size = 1;
     return e->port > 0 && e->port < 65536 ? ERR_OK : err_set(ERR_USAGE, "port %d in the environment makes no sense", e->port);
 }
 

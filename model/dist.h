@@ -30,7 +30,7 @@ struct dist;
 
 struct dist_env {
     int rank, size;        /* 0 of 1 when alone */
-    int local_rank;        /* on this host: which GPU */
+    int local_rank, local_size; /* on this host: which GPU, and how many processes (1 if nobody says) */
     char host[256];        /* of process 0 */
     int port;
     const char *launcher;  /* "torchrun", "Slurm", "Open MPI", "MPI" or "" */

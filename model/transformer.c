@@ -278,6 +278,44 @@ int model_train_all(struct model *m)
     return ERR_OK;
 }
 
+uint64_t model_digest(const struct model *m)
+{
+    uint64_t h = FNV_INIT;
+    for (size_t i = 0; m->file && i < st_count(m->file); i++) {
+        const struct st_tensor *t = st_at(m->file, i);
+        size_t n = t->bytes < 64 ? t->bytes : 64;
+        h = fnv1a(h, t->name, strlen(t->name) + 1);
+        h = fnv1a(h, st_dtype_name(t->dtype), strlen(st_dtype_name(t->dtype)));
+        h = fnv1a(h, t->shape, sizeof *t->shape * (size_t)t->rank);
+        for (int k = 0; k < 3; k++)
+            h = fnv1a(h, (const char *)t->data + (t->bytes - n) / 2 * (size_t)k, n);
+    }
+    return m->file ? h : 0;
+}
+
+int model_check_finite(const struct model *m)
+{
+    int64_t n = (int64_t)m->n_params, one = 1;
+    float *sum = xmalloc(m->n_params * sizeof *sum);
+    size_t scope = th_scope_begin();
+    th_tensor *all = th_zeros(1, &n, TH_F32, m->device);
+    int rc = all ? ERR_OK : err_code();
+    for (int64_t i = 0; i < n && rc == ERR_OK; i++) {
+        size_t inner = th_scope_begin(); /* a sum is finite when all of it is: weights are far from float32's end */
+        rc = th_copy_(th_narrow(all, 0, i, 1), th_reshape(th_sum_all(m->params[i]->w), 1, &one));
+        th_scope_end(inner);
+    }
+    if (rc == ERR_OK)
+        rc = th_read(all, sum);
+    th_scope_end(scope);
+    for (int64_t i = 0; i < n && rc == ERR_OK; i++)
+        if (!isfinite(sum[i]))
+            rc = err_set(ERR_FORMAT, "%s: not all numbers of %s are finite: the file is damaged, or its training went astray",
+                         m->file ? st_path(m->file) : "the model", m->params[i]->name);
+    free(sum);
+    return rc;
+}
+
 int64_t model_n_trained(const struct model *m)
 {
     int64_t n = 0;
@@ -746,8 +784,14 @@ static int read_lora_config(const char *path, struct lora_config *c)
     else if (!json_is_array(list) || !json_array_size(list))
         rc = err_set(ERR_FORMAT, "%s: target_modules is no list of names", path);
     else if (json_is_true(json_object_get(o, "use_dora")) || json_object_size(json_object_get(o, "rank_pattern")) ||
-             json_object_size(json_object_get(o, "alpha_pattern")) || json_array_size(json_object_get(o, "modules_to_save")))
-        rc = err_set(ERR_FORMAT, "%s: DoRA, rank_pattern, alpha_pattern and modules_to_save are not supported", path);
+             json_object_size(json_object_get(o, "alpha_pattern")))
+        rc = err_set(ERR_FORMAT, "%s: DoRA, rank_pattern and alpha_pattern are not supported", path);
+    json_array_foreach(json_object_get(o, "modules_to_save"), i, v) {
+        const char *name = json_string_value(v);
+        c->embeddings = true;
+        if (rc == ERR_OK && (!name || (strcmp(name, "embed_tokens") && strcmp(name, "lm_head"))))
+            rc = err_set(ERR_FORMAT, "%s: modules_to_save '%s' is not supported (embed_tokens and lm_head are)", path, name ? name : "?");
+    }
     json_array_foreach((json_t *)list, i, v) {
         int t = 0;
         while (rc == ERR_OK && t < LORA_TARGETS && (!json_is_string(v) || strcmp(json_string_value(v), lora_target_names[t])))
@@ -762,14 +806,63 @@ static int read_lora_config(const char *path, struct lora_config *c)
     return rc;
 }
 
+/* Embedding and, unless tied, head of an adapter in the base's place. */
+static int read_embeddings(struct model *m, const struct loading *ld)
+{
+    struct param *const all[2] = {m->embed, m->head};
+    int rc = ERR_OK;
+    for (int k = 0; k < (m->cfg.tied ? 1 : 2) && rc == ERR_OK; k++) {
+        struct param *p = all[k];
+        const int64_t shape[2] = {th_size(p->w, 0), th_size(p->w, 1)};
+        const struct st_tensor *t;
+        enum th_dtype from = TH_F32;
+        char *name = xasprintf("base_model.model.%s", p->name);
+        size_t scope = th_scope_begin();
+        if ((rc = st_get(ld->file, name, 2, shape, &t)) < 0 || (rc = st_to_th(t->dtype, &from)) < 0) {
+            rc = err_wrap("the adapter does not fit this model");
+        } else {
+            th_tensor *src = th_borrow(t->data, 2, shape, from), *w = th_keep(th_clone(th_to(src, m->dtype, m->device)));
+            if (w) {
+                th_free(p->w);
+                p->w = w;
+            }
+            rc = w ? ERR_OK : err_code();
+            if (rc == ERR_OK && ld->trained && (rc = model_train(m, p)) == ERR_OK)
+                rc = th_copy_(p->master, src);
+        }
+        th_scope_end(scope);
+        free(name);
+    }
+    return rc;
+}
+
+/* Of a sister model of the same shape an adapter fits, and is still wrong. */
+static int check_base(const struct model *m, const char *dir)
+{
+    char *path = path_join(dir, "prompt.json"), mine[24];
+    json_t *o = NULL;
+    int rc = path_exists(path) ? json_read_file(path, 1 << 20, &o) : ERR_OK;
+    const char *base = json_string_value(json_object_get(o, "base"));
+    snprintf(mine, sizeof mine, "%016llx", (unsigned long long)model_digest(m));
+    if (rc == ERR_OK && base && m->file && strcmp(base, mine))
+        rc = err_set(ERR_FORMAT, "it was trained on other weights than those in %s (prompt.json: base %s, here %s)", st_path(m->file), base, mine);
+    json_decref(o);
+    free(path);
+    return rc;
+}
+
 int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out)
 {
     struct loading ld = {.trained = trained};
     struct lora_config c;
     char *path = path_join(dir, "adapter_config.json"), *weights = path_join(dir, "adapter_model.safetensors");
     int rc = read_lora_config(path, &c);
+    if (rc == ERR_OK)
+        rc = check_base(m, dir);
     if (rc == ERR_OK && (rc = st_open(weights, &ld.file)) == ERR_OK)
         rc = each_adapter(m, &c, read_adapter, &ld);
+    if (rc == ERR_OK && c.embeddings)
+        rc = read_embeddings(m, &ld);
     model_train_reset(m);
     if (rc < 0)
         rc = err_wrap("adapter %s", dir);
@@ -783,14 +876,21 @@ int lora_load(struct model *m, const char *dir, bool trained, struct lora_config
 
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base)
 {
-    struct saving s = {.v = xcalloc(m->n_params, sizeof *s.v), .dtype = TH_F32};
+    struct saving s = {.v = xcalloc(m->n_params + 2, sizeof *s.v), .dtype = TH_F32};
     struct buf b = BUF_INIT;
     struct jw j = {.out = &b, .indent = 2};
     size_t n = 0;
     for (size_t i = 0; i < m->n_params; i++)
         if (!strncmp(m->params[i]->name, "base_model.", 11))
             s.v[n++] = m->params[i];
+    size_t n_lora = n;
+    if (c->embeddings)
+        s.v[n++] = m->embed;
+    if (c->embeddings && !m->cfg.tied)
+        s.v[n++] = m->head;
     struct st_tensor *t = describe(s.v, n, TH_F32);
+    for (size_t i = n_lora; i < n; i++)
+        t[i].name = xasprintf("base_model.model.%s", s.v[i]->name);
     char *path = path_join(dir, "adapter_model.safetensors"), *config = path_join(dir, "adapter_config.json");
     int rc = mkdir_p(dir);
     if (rc == ERR_OK)
@@ -812,11 +912,22 @@ int lora_save(const struct model *m, const struct lora_config *c, const char *di
         if (c->target[k])
             jw_str(&j, lora_target_names[k]);
     jw_end(&j);
+    if (c->embeddings) {
+        jw_key(&j, "modules_to_save");
+        jw_array(&j);
+        jw_str(&j, "embed_tokens");
+        if (!m->cfg.tied)
+            jw_str(&j, "lm_head");
+        jw_end(&j);
+        jw_kv_bool(&j, "ensure_weight_tying", m->cfg.tied);
+    }
     jw_end(&j);
     buf_putc(&b, '\n');
     if (rc == ERR_OK)
         rc = file_write(config, b.s, b.n, true);
     buf_release(&b);
+    for (size_t i = n_lora; i < n; i++)
+        free((char *)t[i].name);
     free(path);
     free(config);
     free(t);

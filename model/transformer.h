@@ -98,6 +98,11 @@ void model_free(struct model *m); /* NULL is fine */
 /* Makes every weight trained, or one. */
 int model_train_all(struct model *m);
 int model_train(struct model *m, struct param *p);
+/* A digest of the weights' file: names, types, shapes and samples of the numbers; 0 for random weights.  An adapter
+ * belongs to one. */
+uint64_t model_digest(const struct model *m);
+/* ERR_FORMAT naming the first tensor that holds a number that is not finite. */
+int model_check_finite(const struct model *m);
 int64_t model_n_trained(const struct model *m); /* elements */
 int model_zero_grad(struct model *m);
 /* Writes the weights (in `dtype`) to dir as safetensors; config.json is the caller's. */
@@ -154,14 +159,14 @@ struct lora_config {
     double alpha;
     bool rslora;
     bool target[LORA_TARGETS];
+    bool embeddings;         /* embedding and head go with it, whole: PEFT's modules_to_save */
 };
 /* Adds fresh adapters (A: Kaiming uniform as PEFT, B: zero), trained.  All weights become frozen. */
 int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed);
 /* Loads adapters from a PEFT folder.  trained: their training goes on.  ERR_FORMAT when they do not
- * fit this model. */
+ * fit this model, or were trained on another (by the digest that sft leaves in prompt.json). */
 int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out);
-/* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does; trained embeddings and head
- * go with them as its modules_to_save. */
+/* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does. */
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base);
 /* Folds the adapters into the weights and drops them. */
 int lora_merge(struct model *m);

@@ -25,6 +25,10 @@ kernel_fn *kernel(const char *name);
 bool kernels_here(void);
 /* ATen's present CUDA stream (a cudaStream_t), on which kernels take their place among its operators. */
 void *kernel_stream(void);
+/* "NVIDIA H200"; "" when there is no GPU.  And what its tensor cores do at most, bfloat16 without sparsity, in
+ * operations a second, from the maker's data sheets: 0 when that is not known here. */
+const char *kernel_device_name(void);
+double kernel_device_peak(void);
 /* ERR_OK, or ERR_EXTERN with the name and CUDA's text of the error. */
 int kernel_check(const char *name, int cuda_error);
 

@@ -68,6 +68,33 @@ void *kernel_stream(void)
     return guard.getStreamNativeHandle(guard.getStream(c10::Device(c10::DeviceType::CUDA, 0)));
 }
 
+const char *kernel_device_name(void)
+{
+    static char name[128];
+    typedef int name_fn(char *, int, int);
+    void *cuda = *name ? nullptr : dlopen("libcuda.so.1", RTLD_NOW);
+    name_fn *f = cuda ? reinterpret_cast<name_fn *>(dlsym(cuda, "cuDeviceGetName")) : nullptr;
+    if (f && f(name, sizeof name, 0))
+        name[0] = 0;
+    return name;
+}
+
+double kernel_device_peak(void)
+{
+    static const struct {
+        const char *name;
+        double tera;
+    } known[] = {
+        {"B200", 2250}, {"GH200", 989.4}, {"H200 NVL", 835.5}, {"H200", 989.4}, {"H100 PCIe", 756}, {"H100 NVL", 835.5}, {"H100", 989.4},
+        {"A100", 312}, {"A30", 165}, {"A10", 125}, {"L40S", 362}, {"L40", 181}, {"L4", 121}, {"RTX 6000 Ada", 364}, {"RTX A6000", 155},
+        {"RTX 5090", 209.5}, {"RTX 4090", 165.2}, {"RTX 3090", 71},
+    };
+    for (auto &k : known)
+        if (strstr(kernel_device_name(), k.name))
+            return k.tera * 1e12;
+    return 0;
+}
+
 int kernel_check(const char *name, int cuda_error)
 {
     if (!cuda_error)
