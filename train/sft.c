@@ -1,18 +1,25 @@
 /* sft: supervised fine-tuning of a causal language model on pair records: LoRA or all weights. */
+#include <dirent.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "lib/curvelog.h"
+#include "lib/prompt.h"
 #include "lib/tool.h"
 #include "model/dataset.h"
+#include "model/dist.h"
 #include "model/optim.h"
+#include "shim/kernels.h"
 
 static const char *model_dir, *data_dir, *out_dir, *tokenizer_dir, *adapter_dir;
 static const char *method = "lora", *init = "pretrained", *schedule = "linear", *overlong = "drop";
 static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw", *memory = "auto";
-static bool resume, rag = true, rslora, deterministic;
+static const char *final = "last", *on_spike = "warn";
+static bool resume, rag = true, rslora, deterministic, train_embeddings, curves = true;
 static int64_t lora_r = 16, batch = 2, accumulation = 4, warmup_steps = 1200, epochs = 1, max_steps, pass_tokens, max_tokens = 16384,
-               save_steps = 300, keep_checkpoints = 3, logging_steps = 1, eval_steps, seed = 3407;
+               save_steps = 300, keep_checkpoints = 3, logging_steps = 1, eval_steps, seed = 3407, global_batch, peer_timeout = 120;
 static double lora_alpha = 16, lr = 5e-5, warmup_ratio, weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, eps = 1e-8,
               max_grad_norm = 1;
 static struct opt_list targets;
@@ -31,13 +38,15 @@ static struct opt options[] = {
     {.name = "lora.alpha", .type = OPT_REAL, .value = &lora_alpha, .arg = "X", .help = "the adapter counts alpha / r", .min = 1e-6, .max = 1e6},
     {.name = "lora.rslora", .type = OPT_FLAG, .value = &rslora, .help = "alpha / sqrt(r) instead"},
     {.name = "lora.target", .type = OPT_LIST, .value = &targets, .arg = "NAME", .help = "q_proj, ... (default: all seven projections)"},
+    {.name = "train-embeddings", .type = OPT_FLAG, .value = &train_embeddings, .help = "embedding and head, too (default: with --method full only)"},
     {.name = "optimizer", .type = OPT_STR, .value = &optimizer, .choices = "adamw|adamw8bit", .help = "adamw8bit: state in 8 bits, as bitsandbytes"},
     {.name = "lr", .type = OPT_REAL, .value = &lr, .arg = "X", .help = "learning rate", .min = 0, .max = 10},
     {.name = "schedule", .type = OPT_STR, .value = &schedule, .choices = "linear|cosine|constant", .help = "of the learning rate"},
     {.name = "warmup-steps", .type = OPT_INT, .value = &warmup_steps, .arg = "N", .help = "steps from 0 to lr", .min = 0, .max = 1e9},
     {.name = "warmup-ratio", .type = OPT_REAL, .value = &warmup_ratio, .arg = "X", .help = "the same as a share of all steps; overrides", .min = 0, .max = 1},
-    {.name = "batch-size", .type = OPT_INT, .value = &batch, .arg = "N", .help = "records of a step, with --accumulation", .min = 1, .max = 65536},
-    {.name = "accumulation", .type = OPT_INT, .value = &accumulation, .arg = "N", .help = "a step is of batch-size times N records", .min = 1, .max = 65536},
+    {.name = "batch-size", .type = OPT_INT, .value = &batch, .arg = "N", .help = "records of a step, with --accumulation and the number of processes", .min = 1, .max = 65536},
+    {.name = "accumulation", .type = OPT_INT, .value = &accumulation, .arg = "N", .help = "a step is of batch-size times N records a process", .min = 1, .max = 65536},
+    {.name = "global-batch", .type = OPT_INT, .value = &global_batch, .arg = "N", .help = "records of a step over all processes; sets --accumulation", .min = 0, .max = 1e9},
     {.name = "pass-tokens", .type = OPT_INT, .value = &pass_tokens, .arg = "N", .help = "the records of a step are packed, without padding, into passes of up to N tokens (0: batch-size times max-tokens)", .min = 0, .max = 1e9},
     {.name = "epochs", .type = OPT_INT, .value = &epochs, .arg = "N", .help = "passes over the data", .min = 1, .max = 1e6},
     {.name = "max-steps", .type = OPT_INT, .value = &max_steps, .arg = "N", .help = "stop after N steps (0: by epochs); overrides", .min = 0, .max = 1e9},
@@ -50,13 +59,17 @@ static struct opt options[] = {
     {.name = "max-grad-norm", .type = OPT_REAL, .value = &max_grad_norm, .arg = "X", .help = "gradients are clipped to this norm (0: not)", .min = 0, .max = 1e9},
     {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "of order and initialisation"},
     {.name = "save-steps", .type = OPT_INT, .value = &save_steps, .arg = "N", .help = "checkpoint every N steps (0: only at the end)", .min = 0, .max = 1e9},
-    {.name = "keep-checkpoints", .type = OPT_INT, .value = &keep_checkpoints, .arg = "N", .help = "how many of the last are kept (0: all)", .min = 0, .max = 1e9, .flags = OPT_NO_KEY},
+    {.name = "keep-checkpoints", .type = OPT_INT, .value = &keep_checkpoints, .arg = "N", .help = "how many of the last are kept (0: all), and the best", .min = 0, .max = 1e9, .flags = OPT_NO_KEY},
+    {.name = "final", .type = OPT_STR, .value = &final, .choices = "last|best", .help = "what --out holds at the end: the last step, or that of the least loss on val.json"},
     {.name = "eval-steps", .type = OPT_INT, .value = &eval_steps, .arg = "N", .help = "loss on val.json every N steps (0: never)", .min = 0, .max = 1e9},
     {.name = "logging-steps", .type = OPT_INT, .value = &logging_steps, .arg = "N", .help = "report every N steps", .min = 1, .max = 1e9, .flags = OPT_NO_KEY},
+    {.name = "curves", .type = OPT_FLAG, .value = &curves, .help = "write OUT/metrics.csv and OUT/tensorboard/", .flags = OPT_NO_KEY},
+    {.name = "on-spike", .type = OPT_STR, .value = &on_spike, .choices = "warn|skip|stop", .help = "a step whose loss is over three times the average plus one: say which record, make no step, end"},
     {.name = "memory", .type = OPT_STR, .value = &memory, .choices = "auto|low|high", .help = "activations kept for the backward pass: what there is room for; each layer's input alone, half more time; all"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations (auto: bfloat16 on CUDA)"},
     {.name = "deterministic", .type = OPT_FLAG, .value = &deterministic, .help = "the same bits on every run (CUDA: slower)"},
+    {.name = "peer-timeout", .type = OPT_INT, .value = &peer_timeout, .arg = "S", .help = "several processes: how long to wait for one that does not come, or is silent", .min = 1, .max = 86400, .flags = OPT_NO_KEY},
     {0},
 };
 
@@ -65,7 +78,10 @@ static const struct tool_spec spec = {
     .args = "--model DIR --data DIR --out DIR",
     .summary = "Fine-tunes a Qwen2 or Llama model on pair records; the loss covers only the response.",
     .details = "Writes OUT/adapter_model.safetensors (PEFT's layout) or OUT/model.safetensors at the end, and\n"
-               "OUT/checkpoint-STEP/ on the way.  --json prints a line a logged step.\n\n"
+               "OUT/checkpoint-STEP/ on the way.  --json prints a line a logged step.  SIGTERM and SIGINT let the step\n"
+               "end, save it and exit with 3; --resume goes on there, with the bits of a run that was not stopped.\n\n"
+               "Started by torchrun, srun or mpirun (or scripts/launch.sh) as several processes, each takes a GPU and its share\n"
+               "of every step; process 0 writes.  --resume may be of another number of processes with the same --global-batch.\n\n"
                "  sft --config configs/qwen.conf --model models/Qwen2.5-3B --data datasets/work/abc --out runs/qwen\n",
     .options = options,
     .flags = TOOL_KEEP_DONE,
@@ -80,9 +96,18 @@ struct trainer {
     struct dataset train, val;
     size_t *order;          /* of the present epoch */
     int64_t order_epoch;
-    int64_t step, steps, steps_per_epoch;
+    int64_t step, steps, steps_per_epoch, each; /* each: records of a step, over all processes */
     double loss_average;    /* running, to notice spikes */
     uint64_t tokens_seen;
+    double best_loss;       /* least loss on val.json, NAN: none yet, ... */
+    int64_t best_step;      /* ... and the checkpoint that had it */
+    struct curvelog *log;   /* process 0's */
+    /* several processes */
+    struct dist_env env;
+    struct dist *d;         /* NULL: alone */
+    int64_t *layer_from;    /* [layers]: where a layer's gradients begin */
+    int64_t reduced_from;   /* gradients from here on are on their way */
+    int reduce_rc;
 };
 
 /* ---- order: a pure function of seed and epoch, so that a resumed run needs no state ---- */
@@ -145,6 +170,11 @@ static int write_companions(const struct trainer *tr, const char *dir)
     jw_kv_str(&j, "template", rag ? "retrieval" : "plain");
     jw_kv_int(&j, "max_tokens", max_tokens);
     jw_kv_str(&j, "form", tr->train.compact ? "compact" : "named");
+    if (!strcmp(method, "lora")) {
+        char base[24];
+        snprintf(base, sizeof base, "%016llx", (unsigned long long)model_digest(tr->m));
+        jw_kv_str(&j, "base", base);
+    }
     jw_end(&j);
     char *path = path_join(dir, "prompt.json");
     int rc = file_write(path, b.s, b.n, true);
@@ -168,8 +198,11 @@ static int write_state(struct trainer *tr, const char *dir)
     jw_kv_int(&j, "step", tr->step);
     jw_kv_int(&j, "steps", tr->steps);
     jw_kv_str(&j, "data_digest", digest);
+    jw_kv_int(&j, "global_batch", tr->each);
     jw_kv_int(&j, "tokens", (int64_t)tr->tokens_seen);
     jw_kv_real(&j, "loss_average", tr->loss_average);
+    jw_kv_int(&j, "best_step", tr->best_step);
+    jw_kv_real(&j, "best_loss", tr->best_loss);
     jw_end(&j);
     char *path = path_join(dir, "trainer_state.json"), *opt = path_join(dir, "optimizer.safetensors");
     int rc = adamw_save(tr->opt, opt);
@@ -210,8 +243,55 @@ static int list_checkpoints(int64_t **out, size_t *n)
     return rc;
 }
 
+/* A checkpoint's folder is whole under its name, until it is taken out of its name: killed at any moment, what stays is
+ * a dot-folder, which the next start clears. */
+static int drop_checkpoint(int64_t step)
+{
+    char *dir = checkpoint_dir(step), *old = xasprintf("%s/.checkpoint-%lld.old", out_dir, (long long)step);
+    int rc = remove_tree(old);
+    if (rc == ERR_OK && rename(dir, old) < 0 && errno != ENOENT)
+        rc = err_set(ERR_IO, "%s: %s", dir, strerror(errno));
+    if (rc == ERR_OK)
+        rc = remove_tree(old);
+    free(dir);
+    free(old);
+    return rc;
+}
+
+static int clear_leftovers(void)
+{
+    DIR *dir = opendir(out_dir);
+    int rc = ERR_OK;
+    for (struct dirent *e; dir && rc == ERR_OK && (e = readdir(dir));)
+        if (!strncmp(e->d_name, ".checkpoint-", 12)) {
+            char *path = path_join(out_dir, e->d_name);
+            rc = remove_tree(path);
+            free(path);
+        }
+    if (dir)
+        closedir(dir);
+    return rc;
+}
+
+/* The oldest go but for the last ones and the best. */
+static int prune(const struct trainer *tr)
+{
+    int64_t *steps;
+    size_t n;
+    int rc = keep_checkpoints ? list_checkpoints(&steps, &n) : ERR_OK;
+    if (rc < 0 || !keep_checkpoints)
+        return rc;
+    for (size_t i = 0; i + (size_t)keep_checkpoints < n && rc == ERR_OK; i++)
+        if (steps[i] != tr->best_step)
+            rc = drop_checkpoint(steps[i]);
+    free(steps);
+    return rc;
+}
+
 static int save_checkpoint(struct trainer *tr)
 {
+    if (tr->env.rank)
+        return ERR_OK;
     char *dir = checkpoint_dir(tr->step), *part = xasprintf("%s/.checkpoint-%lld.part", out_dir, (long long)tr->step);
     int rc = tr->t->db ? rundb_flush(tr->t->db) : ERR_OK; /* what is resumed from has its curve recorded */
     if (rc == ERR_OK)
@@ -223,24 +303,14 @@ static int save_checkpoint(struct trainer *tr)
     if (rc == ERR_OK)
         rc = write_state(tr, part);
     if (rc == ERR_OK)
-        rc = remove_tree(dir);
+        rc = drop_checkpoint(tr->step);
     if (rc == ERR_OK && rename(part, dir) < 0)
-        rc = err_set(ERR_IO, "%s: cannot be put in place", dir);
+        rc = err_set(ERR_IO, "%s cannot be put in place: %s", dir, strerror(errno));
     if (rc == ERR_OK)
         rc = tool_artifact(tr->t, dir, "checkpoint");
     free(dir);
     free(part);
-    int64_t *steps;
-    size_t n;
-    if (rc < 0 || !keep_checkpoints || (rc = list_checkpoints(&steps, &n)) < 0)
-        return rc;
-    for (size_t i = 0; i + (size_t)keep_checkpoints < n && rc == ERR_OK; i++) {
-        char *old = checkpoint_dir(steps[i]);
-        rc = remove_tree(old);
-        free(old);
-    }
-    free(steps);
-    return rc;
+    return rc < 0 ? rc : prune(tr);
 }
 
 static int load_checkpoint(struct trainer *tr, int64_t step)
@@ -251,17 +321,25 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
     int rc = json_read_file(path, 1 << 20, &o);
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)tr->train.digest);
     const char *was = rc == ERR_OK ? json_string_value(json_object_get(o, "data_digest")) : NULL;
+    int64_t each = json_integer_value(json_object_get(o, "global_batch"));
     if (rc == ERR_OK && (!was || strcmp(was, digest)))
         rc = err_set(ERR_USAGE, "%s: the training data, tokenizer or prompt changed since this checkpoint; start anew in another --out", dir);
-    if (rc == ERR_OK && json_integer_value(json_object_get(o, "steps")) != tr->steps)
+    if (rc == ERR_OK && each && each != tr->each)
+        rc = err_set(ERR_USAGE, "%s: was made with %lld records a step, now they are %lld (%d processes x batch-size %lld x accumulation %lld): "
+                     "--global-batch %lld goes on", dir, (long long)each, (long long)tr->each, tr->env.size, (long long)batch,
+                     (long long)accumulation, (long long)each);
+    if (rc == ERR_OK && json_integer_value(json_object_get(o, "steps")) != tr->steps && !tr->env.rank)
         log_warn("the run now has %lld steps, it had %lld: the learning rate follows the new length", (long long)tr->steps,
                  (long long)json_integer_value(json_object_get(o, "steps")));
     if (rc == ERR_OK)
         rc = adamw_load(tr->opt, opt);
     if (rc == ERR_OK) {
+        const json_t *best = json_object_get(o, "best_loss");
         tr->step = step;
         tr->tokens_seen = (uint64_t)json_integer_value(json_object_get(o, "tokens"));
         tr->loss_average = json_number_value(json_object_get(o, "loss_average"));
+        tr->best_step = json_integer_value(json_object_get(o, "best_step"));
+        tr->best_loss = json_is_number(best) ? json_number_value(best) : NAN;
         log_note("going on after step %lld of %lld", (long long)step, (long long)tr->steps);
         if (tr->t->db)
             rc = rundb_metrics_cut(tr->t->db, step);
@@ -273,52 +351,285 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
     return rc;
 }
 
-/* ---- steps ---- */
+/* ---- several processes ---- */
 
-static int evaluate(struct trainer *tr)
+/* The share of a step's n records (pos: their places in the order) that falls to each process: the longest first, each
+ * to the one that has least to do.  Returns how many of this process's are in pos, in their order. */
+static size_t my_share(const struct trainer *tr, size_t *pos, size_t n)
 {
-    double total = 0;
-    size_t tokens = 0;
-    for (size_t i = 0; i < tr->val.n; i++) {
-        double loss;
-        size_t n;
-        int rc = model_loss(tr->m, &tr->val.v[i], 1, false, 1, &loss, &n);
-        if (rc < 0)
-            return err_wrap("val.json: %s", tr->val.id[i]);
-        total += loss;
-        tokens += n;
+    int size = tr->env.size;
+    if (size == 1)
+        return n;
+    double *load = xcalloc((size_t)size, sizeof *load);
+    int *of = xmalloc(n * sizeof *of);
+    for (size_t i = 0; i < n; i++)
+        of[i] = -1;
+    for (size_t k = 0; k < n; k++) {
+        size_t longest = n;
+        int least = 0;
+        for (size_t i = 0; i < n; i++)
+            if (of[i] < 0 && (longest == n || tr->train.v[tr->order[pos[i]]].n > tr->train.v[tr->order[pos[longest]]].n))
+                longest = i;
+        for (int r = 1; r < size; r++)
+            least = load[r] < load[least] ? r : least;
+        double tokens = (double)tr->train.v[tr->order[pos[longest]]].n;
+        of[longest] = least;
+        load[least] += tokens * (1 + tokens / 24000); /* attention's share, about, of a 3B model */
     }
-    if (!tokens)
-        return ERR_OK;
-    log_note("step %lld: loss on val.json %.4f", (long long)tr->step, total / (double)tokens);
-    return tool_metric(tr->t, tr->step, "loss_val", total / (double)tokens);
+    size_t mine = 0;
+    for (size_t i = 0; i < n; i++)
+        if (of[i] == tr->env.rank)
+            pos[mine++] = pos[i];
+    free(load);
+    free(of);
+    return mine;
 }
 
-static int report_step(struct trainer *tr, double loss, double rate, double norm, size_t tokens, double seconds)
+enum { BUCKET = 4 << 20 }; /* elements that are worth a reduction of their own */
+
+/* The backward pass has a layer's gradients, and all that lie behind them: sent on their way in buckets. */
+static void layer_done(void *ctx, int64_t layer)
 {
-    double epoch = (double)tr->step / (double)tr->steps_per_epoch;
+    struct trainer *tr = ctx;
+    int64_t from = tr->layer_from[layer];
+    if (tr->reduce_rc < 0 || from < 0 || (tr->reduced_from - from < BUCKET && layer > 0))
+        return;
+    tr->reduce_rc = dist_reduce(tr->d, tr->opt->grad, from, tr->reduced_from - from);
+    tr->reduced_from = from;
+}
+
+static int finish_reducing(struct trainer *tr)
+{
+    tr->m->layer_done = NULL;
+    int rc = tr->reduce_rc < 0 ? tr->reduce_rc : dist_reduce(tr->d, tr->opt->grad, 0, tr->reduced_from);
+    return rc < 0 ? rc : dist_wait(tr->d);
+}
+
+static void find_layers(struct trainer *tr)
+{
+    tr->layer_from = xmalloc((size_t)tr->m->cfg.n_layers * sizeof *tr->layer_from);
+    for (int64_t i = 0; i < tr->m->cfg.n_layers; i++)
+        tr->layer_from[i] = -1;
+    for (size_t i = tr->opt->n; i-- > 0;) {
+        const char *at = strstr(tr->opt->params[i]->name, "model.layers.");
+        long long layer;
+        if (at && sscanf(at, "model.layers.%lld.", &layer) == 1 && layer < tr->m->cfg.n_layers)
+            tr->layer_from[layer] = tr->opt->offset[i];
+    }
+}
+
+/* ---- steps ---- */
+
+/* Floating-point operations that a step's mathematics asks for: 2 a weight and token forward, as much for the gradient of the
+ * input, as much for that of a trained weight; attention forward and 2.5 times that backward. */
+static double operations(const struct trainer *tr, const size_t *pos, size_t n)
+{
+    const struct model_config *c = &tr->m->cfg;
+    double q = (double)(c->n_heads * c->head_dim), kv = (double)(c->n_kv_heads * c->head_dim), d = (double)c->d_model;
+    double layer = d * (2 * q + 2 * kv) + 3 * d * (double)c->d_ff, head = d * (double)c->vocab, sum = 0;
+    bool full = !strcmp(method, "full");
+    for (size_t i = 0; i < n; i++) {
+        const struct sequence *v = &tr->train.v[tr->order[pos[i]]];
+        double tokens = (double)v->n, covered = (double)(v->n - v->response);
+        sum += (full ? 6 : 4) * layer * (double)c->n_layers * tokens + (tr->m->head->trained ? 6 : 4) * head * covered;
+        sum += 3.5 * 2 * q * tokens * tokens * (double)c->n_layers;
+    }
+    return sum;
+}
+
+static int evaluate(struct trainer *tr, double *out)
+{
+    double sum[2] = {0, 0}; /* losses, tokens */
+    int rc = ERR_OK;
+    for (size_t i = (size_t)tr->env.rank; i < tr->val.n && rc == ERR_OK; i += (size_t)tr->env.size) {
+        double loss;
+        size_t n;
+        if ((rc = model_loss(tr->m, &tr->val.v[i], 1, false, 1, &loss, &n)) < 0)
+            return err_wrap("val.json: %s", tr->val.id[i]);
+        if (!isfinite(loss))
+            return err_set(ERR_FORMAT, "step %lld: the loss of record %s of val.json is not finite", (long long)tr->step, tr->val.id[i]);
+        sum[0] += loss;
+        sum[1] += (double)n;
+    }
+    rc = dist_sum(tr->d, sum, 2);
+    if (rc < 0)
+        return rc;
+    *out = sum[0] / sum[1];
+    bool best = !(*out >= tr->best_loss);
+    log_note("step %lld: loss on val.json %.4f%s", (long long)tr->step, *out, best && isfinite(tr->best_loss) ? ", the least so far" : "");
+    if (best) {
+        tr->best_loss = *out;
+        tr->best_step = tr->step;
+    }
+    return tool_metric(tr->t, tr->step, "loss_val", *out);
+}
+
+/* What a step was like. */
+struct outcome {
+    double loss, lr, grad_norm, loss_val, seconds, mfu;
+    size_t tokens;
+    bool skipped;
+};
+static const char *const columns[] = {"epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "loss_val"};
+
+static int report_step(struct trainer *tr, const struct outcome *o)
+{
+    const double epoch = (double)tr->step / (double)tr->steps_per_epoch, speed = (double)o->tokens / o->seconds;
     struct buf b = BUF_INIT;
     struct jw j = JW_INIT(&b);
     jw_object(&j);
     jw_kv_int(&j, "step", tr->step);
     jw_kv_real(&j, "epoch", epoch);
-    jw_kv_real(&j, "loss", loss);
-    jw_kv_real(&j, "lr", rate);
-    jw_kv_real(&j, "grad_norm", norm);
+    jw_kv_real(&j, "loss", o->loss);
+    jw_kv_real(&j, "lr", o->lr);
+    jw_kv_real(&j, "grad_norm", o->grad_norm);
     jw_kv_int(&j, "tokens", (int64_t)tr->tokens_seen);
-    jw_kv_real(&j, "tokens_per_s", (double)tokens / seconds);
+    jw_kv_real(&j, "tokens_per_s", speed);
+    if (o->mfu > 0)
+        jw_kv_real(&j, "mfu", o->mfu);
+    if (isfinite(o->loss_val))
+        jw_kv_real(&j, "loss_val", o->loss_val);
+    if (o->skipped)
+        jw_kv_bool(&j, "skipped", true);
     jw_end(&j);
     tool_json_line(tr->t, b.s);
     buf_release(&b);
-    int rc = tool_metric(tr->t, tr->step, "loss", loss);
+    const double values[] = {epoch, o->loss, o->lr, o->grad_norm, (double)tr->tokens_seen, speed, o->loss_val};
+    int rc = tr->log ? curvelog_row(tr->log, tr->step, values) : ERR_OK;
     if (rc == ERR_OK)
-        rc = tool_metric(tr->t, tr->step, "lr", rate);
+        rc = tool_metric(tr->t, tr->step, "loss", o->loss);
     if (rc == ERR_OK)
-        rc = tool_metric(tr->t, tr->step, "grad_norm", norm);
+        rc = tool_metric(tr->t, tr->step, "lr", o->lr);
     if (rc == ERR_OK)
-        rc = tool_metric(tr->t, tr->step, "tokens_per_s", (double)tokens / seconds);
+        rc = tool_metric(tr->t, tr->step, "grad_norm", o->grad_norm);
+    if (rc == ERR_OK)
+        rc = tool_metric(tr->t, tr->step, "tokens_per_s", speed);
     return rc;
 }
+
+static void show_progress(const struct trainer *tr, const struct outcome *o)
+{
+    size_t used, peak, left;
+    char mfu[32] = "", mem[48] = "", bytes[32];
+    th_memory(tr->m->device, &used, &peak, &left);
+    if (o->mfu > 0)
+        snprintf(mfu, sizeof mfu, ", MFU %.0f %%", 100 * o->mfu);
+    if (peak)
+        snprintf(mem, sizeof mem, ", %s of memory", human_bytes(bytes, (double)peak));
+    progress_text("loss %.4f, %.0f tokens/s%s%s", tr->loss_average, (double)o->tokens / o->seconds, mfu, mem);
+    progress_add(1, 0);
+}
+
+/* ---- what went wrong, and where ---- */
+
+/* The records, of those at pos, whose own loss (or gradient) is no number; and the one of the greatest loss a token. */
+struct culprit {
+    double loss;
+    char id[160];  /* of that one */
+    char bad[160]; /* "a, b, ..." */
+};
+
+static int find_culprits(struct trainer *tr, const size_t *pos, size_t n, bool gradients, struct culprit *out)
+{
+    struct buf b = BUF_INIT;
+    int rc = ERR_OK;
+    *out = (struct culprit){.loss = -1};
+    for (size_t i = 0; i < n && rc == ERR_OK; i++) {
+        size_t r = tr->order[pos[i]], tokens;
+        double loss, norm = 0;
+        if (gradients)
+            rc = adamw_zero_grad(tr->opt);
+        if (rc == ERR_OK)
+            rc = model_loss(tr->m, &tr->train.v[r], 1, gradients, 1, &loss, &tokens);
+        if (rc == ERR_OK && gradients) {
+            size_t scope = th_scope_begin();
+            norm = th_item(th_norm(tr->opt->grad));
+            th_scope_end(scope);
+        }
+        if (rc == ERR_OK && !(isfinite(loss) && isfinite(norm)) && b.n + strlen(tr->train.id[r]) < sizeof out->bad - 8)
+            buf_printf(&b, "%s%s", b.n ? ", " : "", tr->train.id[r]);
+        if (rc == ERR_OK && loss / (double)tokens > out->loss) {
+            out->loss = loss / (double)tokens;
+            snprintf(out->id, sizeof out->id, "%s", tr->train.id[r]);
+        }
+    }
+    snprintf(out->bad, sizeof out->bad, "%s", b.s);
+    buf_release(&b);
+    return rc;
+}
+
+/* A pass of this process had a loss that is no number: which records alone have. */
+static int not_finite_loss(struct trainer *tr, const size_t *pos, size_t n)
+{
+    struct culprit c;
+    int rc = find_culprits(tr, pos, n, false, &c);
+    if (rc < 0)
+        return rc;
+    if (*c.bad)
+        return err_set(ERR_FORMAT, "step %lld: the loss is not finite for record %s of train.json; no step was made of it", (long long)tr->step + 1, c.bad);
+    return err_set(ERR_FORMAT, "step %lld: the loss is not finite for %zu records together, from %s on, though each by itself has one; "
+                   "no step was made of them", (long long)tr->step + 1, n, tr->train.id[tr->order[pos[0]]]);
+}
+
+/* All processes see that the gradients' norm is no number, and ask their own records. */
+static int not_finite_gradient(struct trainer *tr, const size_t *pos, size_t n)
+{
+    struct culprit mine, *all = xcalloc((size_t)tr->env.size, sizeof *all);
+    struct buf b = BUF_INIT;
+    int rc = find_culprits(tr, pos, n, true, &mine);
+    if (rc == ERR_OK)
+        rc = dist_gather(tr->d, &mine, sizeof mine, all);
+    for (int r = 0; r < tr->env.size && rc == ERR_OK; r++)
+        if (*all[r].bad)
+            buf_printf(&b, "%s%s", b.n ? ", " : "", all[r].bad);
+    if (rc == ERR_OK)
+        rc = err_set(ERR_FORMAT, "step %lld: the gradient is not finite%s%s; no step was made: lower the learning rate, or leave the record out",
+                     (long long)tr->step + 1, b.n ? " for record " : "", b.s);
+    buf_release(&b);
+    free(all);
+    return rc;
+}
+
+/* A loss far above the running average: which record it is of, and what --on-spike says. */
+static int spike(struct trainer *tr, const size_t *pos, size_t n, double loss, bool *skip)
+{
+    struct culprit mine, *all = xcalloc((size_t)tr->env.size, sizeof *all);
+    int rc = find_culprits(tr, pos, n, false, &mine), worst = 0;
+    if (rc == ERR_OK)
+        rc = dist_gather(tr->d, &mine, sizeof mine, all);
+    for (int r = 1; r < tr->env.size && rc == ERR_OK; r++)
+        worst = all[r].loss > all[worst].loss ? r : worst;
+    char text[512];
+    snprintf(text, sizeof text, "step %lld: loss %.3f after an average of %.3f; most of it is record %s, with %.3f", (long long)tr->step + 1, loss,
+             tr->loss_average, all[worst].id, all[worst].loss);
+    *skip = !strcmp(on_spike, "skip");
+    if (rc == ERR_OK && !strcmp(on_spike, "stop"))
+        rc = err_set(ERR_FORMAT, "%s (--on-spike stop)", text);
+    else if (rc == ERR_OK && !tr->env.rank)
+        log_warn("%s%s", text, *skip ? "; no step is made of it" : "");
+    free(all);
+    return rc;
+}
+
+/* The text of an ERR_NOMEM becomes one that says what to lower, and by how much. */
+static int out_of_memory(const struct trainer *tr, size_t records, size_t tokens, size_t longest)
+{
+    size_t used, peak, left;
+    char beside[64] = "", bytes[2][32];
+    th_memory(tr->m->device, &used, &peak, &left);
+    if (peak)
+        snprintf(beside, sizeof beside, " beside %s of weights and state (%s at the highest)", human_bytes(bytes[0], (double)used),
+                 human_bytes(bytes[1], (double)peak));
+    if (records > 1)
+        return err_wrap("a pass of %zu records, %zu tokens, finds no room%s: --pass-tokens %zu halves it (the step stays the same)%s", records, tokens, beside,
+                        tokens / 2 > longest ? tokens / 2 : longest, strcmp(memory, "low") ? ", or --memory low" : "");
+    if (strcmp(memory, "low"))
+        return err_wrap("a record of %zu tokens finds no room%s: --memory low keeps least, --max-tokens %zu halves it", tokens, beside, tokens / 2);
+    return err_wrap("a record of %zu tokens finds no room%s: lower --max-tokens to %zu%s", tokens, beside, tokens / 2,
+                    strcmp(optimizer, "adamw8bit") ? ", or try --optimizer adamw8bit" : "");
+}
+
+/* ---- one step ---- */
 
 /* The sequences v of a step, packed into passes; which of them, in `order` of the passes, and the passes' bounds [passes + 1]. */
 static size_t make_passes(const struct sequence *v, size_t n, size_t *order, size_t *bound)
@@ -336,91 +647,125 @@ static size_t make_passes(const struct sequence *v, size_t n, size_t *order, siz
     return passes;
 }
 
-/* Queues the passes over n records, whose gradients count 1 / n_cover a token.  Nothing waits for the device. */
+/* Queues the passes over this process's records, whose gradients count 1 / n_cover a token; during the last one the sums over
+ * all processes begin.  Nothing waits for the device. */
 static int queue_passes(struct trainer *tr, const struct sequence *v, const size_t *order, const size_t *bound, size_t passes, size_t n_cover)
 {
     int rc = ERR_OK;
     for (size_t p = 0; p < passes && rc == ERR_OK; p++) {
-        size_t k = bound[p + 1] - bound[p], covered, tokens = 0;
+        size_t k = bound[p + 1] - bound[p], covered, tokens = 0, longest = 0;
         struct sequence *in = xmalloc(k * sizeof *in);
         for (size_t i = 0; i < k; i++) {
             in[i] = v[order[bound[p] + i]];
             tokens += in[i].n;
+            longest = in[i].n > longest ? in[i].n : longest;
         }
+        tr->m->layer_done = tr->d && p + 1 == passes ? layer_done : NULL;
         rc = model_loss(tr->m, in, k, true, 1.0 / (double)n_cover, NULL, &covered);
         if (rc == ERR_NOMEM)
-            rc = err_wrap("a pass of %zu records, %zu tokens: lower --pass-tokens to %zu or less, or use --memory low", k, tokens, tokens / 2);
+            rc = out_of_memory(tr, k, tokens, longest);
         free(in);
     }
-    return rc;
+    return rc < 0 ? rc : finish_reducing(tr);
 }
 
-/* The sum of the passes' losses; an error that names the first records of the one whose loss is no number. */
-static int read_losses(struct trainer *tr, const size_t *order, const size_t *bound, size_t passes, size_t from, double *total)
+/* The sum of the passes' losses; an error that names the records of one whose loss is no number. */
+static int read_losses(struct trainer *tr, const size_t *pos, const size_t *order, const size_t *bound, size_t passes, double *total)
 {
-    double *loss = xmalloc(passes * sizeof *loss);
-    int rc = model_losses(tr->m, loss, passes);
+    double *loss = xmalloc((passes + 1) * sizeof *loss);
+    int rc = passes ? model_losses(tr->m, loss, passes) : ERR_OK;
     *total = 0;
     for (size_t p = 0; p < passes && rc == ERR_OK; p++) {
         *total += loss[p];
         if (isfinite(loss[p]))
             continue;
-        struct buf b = BUF_INIT;
-        for (size_t i = bound[p]; i < bound[p + 1] && i < bound[p] + 8; i++)
-            buf_printf(&b, "%s%s", i > bound[p] ? ", " : "", tr->train.id[tr->order[from + order[i]]]);
-        rc = err_set(ERR_FORMAT, "step %lld: the loss is not finite among the records %s%s (%zu of them); weights are as before that step",
-                     (long long)tr->step + 1, b.s, bound[p + 1] - bound[p] > 8 ? ", ..." : "", bound[p + 1] - bound[p]);
-        buf_release(&b);
+        size_t n = bound[p + 1] - bound[p], *of = xmalloc(n * sizeof *of);
+        for (size_t i = 0; i < n; i++)
+            of[i] = pos[order[bound[p] + i]];
+        rc = not_finite_loss(tr, of, n);
+        free(of);
     }
     free(loss);
     return rc;
 }
 
-/* The records of the next step: mean loss over all their covered tokens, as Transformers has it for accumulated batches. */
-static int train_step(struct trainer *tr)
+static double rate_of(const struct trainer *tr)
 {
-    int64_t epoch = tr->step / tr->steps_per_epoch, each = batch * accumulation;
-    size_t from = (size_t)((tr->step % tr->steps_per_epoch) * each), to = from + (size_t)each, n_cover = 0, n_tokens = 0;
-    double total = 0, norm, t0 = now_s();
-    shuffle(tr, epoch);
+    int64_t warm = warmup_ratio > 0 ? (int64_t)ceil(warmup_ratio * (double)tr->steps) : warmup_steps;
+    enum schedule s = !strcmp(schedule, "linear") ? SCHEDULE_LINEAR : !strcmp(schedule, "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
+    return lr * schedule_factor(s, tr->step, warm, tr->steps);
+}
+
+/* The records of the next step: mean loss over all their covered tokens, as Transformers has it for accumulated batches.
+ * *stop: a process was told to end. */
+static int train_step(struct trainer *tr, struct outcome *o, bool *stop)
+{
+    size_t from = (size_t)((tr->step % tr->steps_per_epoch) * tr->each), to = from + (size_t)tr->each, n_cover = 0;
+    double total = 0, t0 = now_s(), peak = tr->m->device == TH_CUDA ? kernel_device_peak() : 0;
+    shuffle(tr, tr->step / tr->steps_per_epoch);
     to = to > tr->train.n ? tr->train.n : to;
-    size_t n = to - from;
-    struct sequence *v = xmalloc(n * sizeof *v);
+    size_t n = to - from, *pos = xmalloc(n * sizeof *pos);
+    *o = (struct outcome){.loss_val = NAN, .lr = rate_of(tr)};
     for (size_t i = 0; i < n; i++) {
-        v[i] = tr->train.v[tr->order[from + i]];
-        n_cover += v[i].n - v[i].response;
-        n_tokens += v[i].n;
+        const struct sequence *v = &tr->train.v[tr->order[from + i]];
+        pos[i] = from + i;
+        n_cover += v->n - v->response;
+        o->tokens += v->n;
     }
-    size_t *order = xmalloc(n * sizeof *order), *bound = xmalloc((n + 1) * sizeof *bound), passes = make_passes(v, n, order, bound);
+    double work = operations(tr, pos, n);
+    n = my_share(tr, pos, n);
+    struct sequence *v = xmalloc((n + 1) * sizeof *v);
+    size_t *order = xmalloc((n + 1) * sizeof *order), *bound = xmalloc((n + 1) * sizeof *bound);
+    for (size_t i = 0; i < n; i++)
+        v[i] = tr->train.v[tr->order[pos[i]]];
+    size_t passes = make_passes(v, n, order, bound);
+    tr->reduced_from = tr->opt->offset[tr->opt->n];
+    tr->reduce_rc = ERR_OK;
     int rc = adamw_zero_grad(tr->opt);
     if (rc == ERR_OK)
         rc = queue_passes(tr, v, order, bound, passes, n_cover);
-    int64_t warm = warmup_ratio > 0 ? (int64_t)ceil(warmup_ratio * (double)tr->steps) : warmup_steps;
-    enum schedule s = !strcmp(schedule, "linear") ? SCHEDULE_LINEAR : !strcmp(schedule, "cosine") ? SCHEDULE_COSINE : SCHEDULE_CONSTANT;
-    double rate = lr * schedule_factor(s, tr->step, warm, tr->steps);
     if (rc == ERR_OK)
-        rc = adamw_step(tr->opt, rate, max_grad_norm);
+        rc = read_losses(tr, pos, order, bound, passes, &total);
+    double sum[2] = {total, stop_requested()};
     if (rc == ERR_OK)
-        rc = read_losses(tr, order, bound, passes, from, &total);
+        rc = dist_sum(tr->d, sum, 2);
+    o->loss = sum[0] / (double)n_cover;
+    *stop = sum[1] > 0;
+    if (rc == ERR_OK && tr->step > 20 && o->loss > 3 * tr->loss_average + 1)
+        rc = spike(tr, pos, n, o->loss, &o->skipped);
+    if (rc == ERR_OK && !o->skipped) {
+        rc = adamw_step(tr->opt, o->lr, max_grad_norm);
+        if (rc == ERR_OK)
+            rc = adamw_norm(tr->opt, &o->grad_norm);
+        if (rc == ERR_OK && !isfinite(o->grad_norm))
+            rc = not_finite_gradient(tr, pos, n);
+    }
     free(v);
     free(order);
     free(bound);
-    if (rc < 0 || (rc = adamw_norm(tr->opt, &norm)) < 0)
+    free(pos);
+    if (rc < 0)
         return rc;
-    double loss = total / (double)n_cover;
-    if (!isfinite(norm))
-        return err_set(ERR_FORMAT, "step %lld: the gradient is not finite; lower the learning rate", (long long)tr->step + 1);
-    if (tr->step > 20 && loss > 3 * tr->loss_average + 1)
-        log_warn("step %lld: loss %.3f after an average of %.3f, among the records from %s on", (long long)tr->step + 1, loss,
-                 tr->loss_average, tr->train.id[tr->order[from]]);
-    tr->loss_average = tr->step ? 0.95 * tr->loss_average + 0.05 * loss : loss;
+    if (!o->skipped)
+        tr->loss_average = tr->step ? 0.95 * tr->loss_average + 0.05 * o->loss : o->loss;
     tr->step++;
-    tr->tokens_seen += n_tokens;
-    double took = now_s() - t0;
-    progress_text("loss %.4f, %.0f tokens/s", tr->loss_average, (double)n_tokens / took);
-    progress_add(1, 0);
-    if (tr->step % logging_steps == 0 || tr->step == tr->steps)
-        rc = report_step(tr, loss, rate, norm, n_tokens, took);
+    tr->tokens_seen += o->tokens;
+    o->seconds = now_s() - t0;
+    o->mfu = peak > 0 ? work / o->seconds / peak / tr->env.size : 0;
+    return rc;
+}
+
+/* The weights of the checkpoint with the least loss, where --final best asks for them. */
+static int choose_final(struct trainer *tr)
+{
+    if (strcmp(final, "best") || !tr->best_step || tr->best_step == tr->step)
+        return ERR_OK;
+    char *dir = checkpoint_dir(tr->best_step), *opt = path_join(dir, "optimizer.safetensors");
+    int rc = adamw_load(tr->opt, opt); /* it holds the weights in float32 */
+    if (rc == ERR_OK)
+        log_note("%s has the least loss on val.json, %.4f: its weights are the result", dir, tr->best_loss);
+    free(dir);
+    free(opt);
     return rc;
 }
 
@@ -428,13 +773,22 @@ static int train_all(struct trainer *tr)
 {
     int rc = ERR_OK;
     int64_t saved = tr->step;
+    bool stop = false;
     progress_start("training", (uint64_t)tr->steps, "steps");
     progress_add((uint64_t)tr->step, 0);
-    while (rc == ERR_OK && tr->step < tr->steps && !stop_requested()) {
-        rc = train_step(tr);
-        if (rc == ERR_OK && eval_steps && (tr->step % eval_steps == 0 || tr->step == tr->steps))
-            rc = evaluate(tr);
-        if (rc == ERR_OK && save_steps && tr->step % save_steps == 0 && (rc = save_checkpoint(tr)) == ERR_OK)
+    while (rc == ERR_OK && tr->step < tr->steps && !stop) {
+        struct outcome o;
+        rc = train_step(tr, &o, &stop);
+        if (rc < 0)
+            break;
+        bool last = tr->step == tr->steps, evaluated = eval_steps && (tr->step % eval_steps == 0 || last);
+        show_progress(tr, &o);
+        if (evaluated)
+            rc = evaluate(tr, &o.loss_val);
+        if (rc == ERR_OK && !tr->env.rank && (tr->step % logging_steps == 0 || last || evaluated))
+            rc = report_step(tr, &o);
+        if (rc == ERR_OK && ((save_steps && tr->step % save_steps == 0) || (evaluated && tr->best_step == tr->step)) &&
+            (rc = save_checkpoint(tr)) == ERR_OK)
             saved = tr->step;
     }
     progress_end();
@@ -443,6 +797,9 @@ static int train_all(struct trainer *tr)
     if (rc == ERR_OK && tr->step < tr->steps)
         return err_set(ERR_CANCELLED, "stopped by a signal after step %lld of %lld, which is saved (--resume)", (long long)tr->step,
                        (long long)tr->steps);
+    if (rc < 0 || tr->env.rank)
+        return rc;
+    rc = choose_final(tr);
     if (rc == ERR_OK)
         rc = write_weights(tr, out_dir);
     if (rc == ERR_OK)
@@ -454,16 +811,16 @@ static int train_all(struct trainer *tr)
 
 /* ---- setting up ---- */
 
-static int read_split(const char *name, struct tok *tok, struct dataset *d)
+static int read_split(const struct trainer *tr, const char *name, struct dataset *d)
 {
     char *path = path_join(data_dir, name);
-    int rc = dataset_read(path, tok, rag, max_tokens, !strcmp(overlong, "truncate"), d);
+    int rc = dataset_read(path, tr->tok, rag, max_tokens, !strcmp(overlong, "truncate"), d);
     if (rc == ERR_OK) {
         log_note("%s: %zu records, %llu tokens", path, d->n, (unsigned long long)d->n_tokens);
-        if (d->n_long)
+        if (d->n_long && !dist_rank(tr->d))
             log_warn("%s: %zu records of more than %lld tokens %s", path, d->n_long, (long long)max_tokens,
                      !strcmp(overlong, "truncate") ? "were cut" : "were dropped");
-        if (d->n_empty)
+        if (d->n_empty && !dist_rank(tr->d))
             log_warn("%s: %zu records without a token of output were dropped", path, d->n_empty);
         if (!d->n)
             rc = err_set(ERR_FORMAT, "%s: no record is left to train on", path);
@@ -488,10 +845,75 @@ static int choose_targets(struct lora_config *c)
     return ERR_OK;
 }
 
+/* An adapter to go on with must have been trained with the prompt that this run has. */
+static int check_adapter(const struct trainer *tr)
+{
+    bool known, retrieval, compact;
+    int rc = prompt_template_read(adapter_dir, &known, &retrieval);
+    if (rc == ERR_OK && known && retrieval != rag)
+        rc = err_set(ERR_USAGE, "%s was trained with the %s prompt: %s", adapter_dir, retrieval ? "retrieval" : "plain",
+                     retrieval ? "leave out --no-rag" : "give --no-rag");
+    if (rc == ERR_OK && known && (rc = prompt_form_read(adapter_dir, &compact)) == ERR_OK && compact != tr->train.compact)
+        rc = err_set(ERR_USAGE, "%s was trained on outputs in the %s form, and %s holds the %s one", adapter_dir, compact ? "compact" : "named", data_dir,
+                     tr->train.compact ? "compact" : "named");
+    return rc;
+}
+
+/* Which weights learn. */
+static int choose_trained(struct trainer *tr)
+{
+    struct model *m = tr->m;
+    bool said = false, full = !strcmp(method, "full");
+    int rc = ERR_OK;
+    for (const struct opt *o = options; o->name; o++)
+        said = said || (o->value == &train_embeddings && o->set);
+    if (!said)
+        train_embeddings = full;
+    if (adapter_dir) {
+        if ((rc = check_adapter(tr)) == ERR_OK)
+            rc = lora_load(m, adapter_dir, true, &tr->lora);
+    } else if (!full && (rc = choose_targets(&tr->lora)) == ERR_OK) {
+        rc = lora_attach(m, &tr->lora, (uint64_t)seed);
+    }
+    for (size_t i = 0; full && i < m->n_params && rc == ERR_OK; i++)
+        if (train_embeddings || (m->params[i] != m->embed && m->params[i] != m->head))
+            rc = model_train(m, m->params[i]);
+    if (rc == ERR_OK && !full && train_embeddings && (rc = model_train(m, m->embed)) == ERR_OK && (rc = model_train(m, m->head)) == ERR_OK)
+        tr->lora.embeddings = true;
+    return rc;
+}
+
+/* On a GPU: the largest pass that may come, now rather than in an hour. */
+static int try_largest_pass(struct trainer *tr)
+{
+    size_t budget = (size_t)(pass_tokens ? pass_tokens : batch * max_tokens), longest = 0, tokens = 0, n = 0, covered;
+    if (tr->m->device != TH_CUDA)
+        return ERR_OK;
+    for (size_t i = 1; i < tr->train.n; i++)
+        longest = tr->train.v[i].n > tr->train.v[longest].n ? i : longest;
+    struct sequence *v = xmalloc((size_t)tr->each * sizeof *v);
+    size_t most = (size_t)((tr->each + tr->env.size - 1) / tr->env.size);
+    while (n < most && (!n || tokens + tr->train.v[longest].n <= budget)) {
+        v[n++] = tr->train.v[longest];
+        tokens += tr->train.v[longest].n;
+    }
+    int rc = model_loss(tr->m, v, n, true, 0, NULL, &covered);
+    if (rc == ERR_NOMEM)
+        rc = out_of_memory(tr, n, tokens, tr->train.v[longest].n);
+    free(v);
+    if (rc == ERR_OK)
+        th_sync(tr->m->device);
+    return rc;
+}
+
 static int make_model(struct trainer *tr)
 {
     enum th_device device;
-    int rc = th_device_open(device_name, &device);
+    int rc = dist_choose_gpu(&tr->env);
+    if (rc == ERR_OK && (rc = th_device_open(device_name, &device)) < 0 && tr->env.size > 1)
+        rc = err_wrap("process %d, number %d on its host (are there as many GPUs as processes?)", tr->env.rank, tr->env.local_rank + 1);
+    if (rc == ERR_OK)
+        rc = dist_use(tr->d, device);
     if (rc < 0)
         return rc;
     enum th_dtype dtype = !strcmp(dtype_name, "float32") || (!strcmp(dtype_name, "auto") && device == TH_CPU) ? TH_F32 : TH_BF16;
@@ -501,33 +923,44 @@ static int make_model(struct trainer *tr)
     if (rc < 0)
         return rc;
     tr->m->memory = !strcmp(memory, "low") ? MEMORY_LOW : !strcmp(memory, "high") ? MEMORY_HIGH : MEMORY_AUTO;
+    tr->m->layer_done_ctx = tr;
     if (tok_n_ids(tr->tok) > tr->m->cfg.vocab)
         return err_set(ERR_FORMAT, "%s has %d ids, %s only %lld: tokenizer and model do not fit", tokenizer_dir, (int)tok_n_ids(tr->tok),
                        model_dir, (long long)tr->m->cfg.vocab);
-    if (!strcmp(method, "full"))
-        rc = model_train_all(tr->m);
-    else if (adapter_dir)
-        rc = lora_load(tr->m, adapter_dir, true, &tr->lora);
-    else if ((rc = choose_targets(&tr->lora)) == ERR_OK)
-        rc = lora_attach(tr->m, &tr->lora, (uint64_t)seed);
+    rc = model_check_finite(tr->m);
+    if (rc == ERR_OK)
+        rc = choose_trained(tr);
     if (rc == ERR_OK)
         rc = adamw_new(tr->m, &(struct adamw_config){beta1, beta2, eps, weight_decay, !strcmp(optimizer, "adamw8bit")}, &tr->opt);
-    if (rc == ERR_OK)
-        log_note("%lld trained parameters, %s on %s", (long long)model_n_trained(tr->m), dtype == TH_F32 ? "float32" : "bfloat16",
-                 device == TH_CUDA ? "CUDA" : "the CPU");
+    if (rc == ERR_NOMEM)
+        rc = err_wrap("weights and optimiser state find no room%s", strcmp(optimizer, "adamw8bit") ? ": --optimizer adamw8bit takes a quarter of the state" : "");
+    if (rc == ERR_OK) {
+        find_layers(tr);
+        log_note("%lld trained parameters, %s on %s%s%s", (long long)model_n_trained(tr->m), dtype == TH_F32 ? "float32" : "bfloat16",
+                 device == TH_CUDA ? kernel_device_name() : "the CPU", tr->env.size > 1 ? ", one of several processes by " : "", tr->env.launcher);
+        rc = try_largest_pass(tr);
+    }
     return rc;
 }
 
-static int check_arguments(void)
+static int check_arguments(struct trainer *tr)
 {
+    int64_t n_processes = tr->env.size, *steps;
+    size_t n;
     if (!strcmp(init, "random") && strcmp(method, "full"))
         return err_set(ERR_USAGE, "--init random needs --method full: adapters of random weights teach nothing");
     if (adapter_dir && !strcmp(method, "full"))
         return err_set(ERR_USAGE, "--adapter goes with --method lora");
+    if (!strcmp(final, "best") && !eval_steps)
+        return err_set(ERR_USAGE, "--final best needs --eval-steps: the best is by the loss on val.json");
+    if (global_batch && global_batch % (batch * n_processes))
+        return err_set(ERR_USAGE, "--global-batch %lld is no multiple of batch-size %lld x %lld processes", (long long)global_batch, (long long)batch,
+                       (long long)n_processes);
+    if (global_batch)
+        accumulation = global_batch / (batch * n_processes);
+    tr->each = batch * accumulation * n_processes;
     if (!tokenizer_dir)
         tokenizer_dir = model_dir;
-    int64_t *steps;
-    size_t n;
     int rc = list_checkpoints(&steps, &n);
     free(steps);
     if (rc == ERR_OK && n && !resume)
@@ -535,39 +968,101 @@ static int check_arguments(void)
     return rc;
 }
 
+/* Who takes part: the others of this host share its cores, and leave records and messages to process 0. */
+static int join(struct trainer *tr)
+{
+    static char name[32];
+    int rc = dist_env_read(&tr->env);
+    if (rc < 0 || tr->env.size == 1)
+        return rc;
+    if (tr->t->threads == pool_cores())
+        tr->t->threads = tr->t->threads > tr->env.local_size ? tr->t->threads / tr->env.local_size : 1;
+    if (tr->env.rank) {
+        snprintf(name, sizeof name, "sft[%d]", tr->env.rank);
+        log_init(name);
+        log_quiet = true;
+        tr->t->json = false;
+        tr->t->db_path = "none";
+    }
+    return ERR_OK;
+}
+
+/* What must be the same everywhere is. */
+static int compare_processes(struct trainer *tr, int64_t checkpoint)
+{
+    struct buf b = BUF_INIT;
+    opt_dump(options, true, &b);
+    uint64_t config = fnv1a(FNV_INIT, b.s, b.n);
+    buf_release(&b);
+    int rc = dist_agree(tr->d, "the configuration", config);
+    if (rc == ERR_OK)
+        rc = dist_agree(tr->d, "the training data or tokenizer", tr->train.digest);
+    if (rc == ERR_OK)
+        rc = dist_agree(tr->d, "the validation data", tr->val.digest);
+    if (rc == ERR_OK)
+        rc = dist_agree(tr->d, "the base model", model_digest(tr->m));
+    if (rc == ERR_OK)
+        rc = dist_agree(tr->d, "the last checkpoint in --out", (uint64_t)checkpoint);
+    return rc;
+}
+
+static int prepare(struct trainer *tr)
+{
+    int64_t *steps = NULL, last = -1;
+    size_t n = 0;
+    int rc = read_split(tr, "train.json", &tr->train);
+    if (rc == ERR_OK && eval_steps)
+        rc = read_split(tr, "val.json", &tr->val);
+    if (rc == ERR_OK)
+        rc = make_model(tr);
+    if (rc == ERR_OK)
+        rc = tool_begin(tr->t);
+    if (rc == ERR_OK && !tr->env.rank)
+        rc = clear_leftovers();
+    if (rc == ERR_OK && (rc = list_checkpoints(&steps, &n)) == ERR_OK && n)
+        last = steps[n - 1];
+    free(steps);
+    if (rc == ERR_OK)
+        rc = compare_processes(tr, last);
+    if (rc < 0)
+        return rc;
+    tr->order = xmalloc(tr->train.n * sizeof *tr->order);
+    tr->steps_per_epoch = ((int64_t)tr->train.n + tr->each - 1) / tr->each;
+    tr->steps = max_steps ? max_steps : epochs * tr->steps_per_epoch;
+    if (last >= 0)
+        rc = load_checkpoint(tr, last);
+    else if (tr->t->db)
+        rc = rundb_metrics_cut(tr->t->db, 0); /* the curve of an earlier start is not this one's */
+    if (rc == ERR_OK && curves && !tr->env.rank && (rc = mkdir_p(out_dir)) == ERR_OK)
+        rc = curvelog_open(out_dir, columns, ARRAY_LEN(columns), last, &tr->log);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     struct tool t;
-    struct trainer tr = {.t = &t, .order_epoch = -1};
-    int64_t *steps = NULL;
-    size_t n_checkpoints = 0;
+    struct trainer tr = {.t = &t, .order_epoch = -1, .best_loss = NAN};
     tool_start(&t, &spec, argc, argv);
-    int rc = check_arguments();
+    int rc = join(&tr);
+    if (rc == ERR_OK)
+        rc = check_arguments(&tr);
     if (rc == ERR_OK)
         rc = tok_load(tokenizer_dir, &tr.tok);
+    if (rc == ERR_OK && tr.env.size > 1)
+        rc = dist_open(&tr.env, (double)peer_timeout, &tr.d);
     if (rc == ERR_OK)
-        rc = read_split("train.json", tr.tok, &tr.train);
-    if (rc == ERR_OK && eval_steps)
-        rc = read_split("val.json", tr.tok, &tr.val);
-    if (rc == ERR_OK)
-        rc = make_model(&tr);
-    if (rc == ERR_OK)
-        rc = tool_begin(&t);
-    if (rc == ERR_OK) {
-        tr.order = xmalloc(tr.train.n * sizeof *tr.order);
-        tr.steps_per_epoch = ((int64_t)tr.train.n + batch * accumulation - 1) / (batch * accumulation);
-        tr.steps = max_steps ? max_steps : epochs * tr.steps_per_epoch;
-        rc = list_checkpoints(&steps, &n_checkpoints);
-    }
-    if (rc == ERR_OK && n_checkpoints)
-        rc = load_checkpoint(&tr, steps[n_checkpoints - 1]);
-    else if (rc == ERR_OK && t.db)
-        rc = rundb_metrics_cut(t.db, 0); /* the curve of an earlier start is not this one's */
+        rc = prepare(&tr);
     if (rc == ERR_OK)
         rc = train_all(&tr);
+    char *why = rc < 0 ? xstrdup(err_text()) : NULL;
+    dist_close(tr.d, rc == ERR_CANCELLED ? NULL : why); /* a signal stops all after the same step */
+    if (why)
+        err_set(rc, "%s", why);
+    free(why);
     int code = tool_finish(&t, rc);
-    free(steps);
+    curvelog_close(tr.log);
     free(tr.order);
+    free(tr.layer_from);
     adamw_free(tr.opt);
     dataset_release(&tr.train);
     dataset_release(&tr.val);

@@ -128,7 +128,7 @@ sft() { "$BIN/sft" --data data --db none -q --max-steps 2 --out no "$@"; }
 expect 3 "cut short" sft --model cut
 expect 3 "badtok/tokenizer.json" sft --model badtok
 expect 3 "noconf/config.json" sft --model noconf
-expect 3 "not finite" sft --model nan
+expect 3 "nan/model.safetensors: not all numbers of model.layers.1.mlp.down_proj.weight are finite" sft --model nan
 expect 3 "absent" sft --model absent
 expect 3 "tokenizer and model do not fit" sft --model narrow --tokenizer base --method full --init random
 expect 2 "needs --method full" sft --model base --init random
