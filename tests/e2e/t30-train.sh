@@ -53,7 +53,7 @@ P
 # ---- killed and stopped on the way: the same bytes in the end, no step twice in the records
 for signal in KILL TERM; do
     "${lora[@]}" --out $signal --db $signal.db > a.jsonl 2> err.txt & pid=$!
-    for i in $(seq 200); do [ -d $signal/checkpoint-8 ] && break; sleep 0.02; done
+    for i in $(seq 1500); do [ -d $signal/checkpoint-8 ] && break; sleep 0.02; done
     kill -$signal $pid 2> /dev/null || fail "it ended before the signal"
     wait $pid 2> /dev/null; rc=$?
     [ ! -e $signal/adapter_model.safetensors ] || fail "SIG$signal came too late to test anything"
@@ -147,7 +147,9 @@ expect 2 "is there already" "$BIN/merge-lora" --model base --adapter whole --out
 expect 2 "is not replaced" "$BIN/merge-lora" --model base --adapter whole --out data --force --db none -q
 expect 2 "is not replaced" "$BIN/merge-lora" --model base --adapter whole --out base/ --force --db none -q
 "$BIN/merge-lora" --model base --adapter whole --out merged/ --force --db none -q > /dev/null || fail "--force: $?"
-expect 3 "the adapter does not fit this model" "$BIN/merge-lora" --model wider --adapter whole --out no --db none -q
+expect 3 "was trained on other weights than those in wider/model.safetensors" "$BIN/merge-lora" --model wider --adapter whole --out no --db none -q
+cp -r whole stray && rm stray/prompt.json
+expect 3 "the adapter does not fit this model" "$BIN/merge-lora" --model wider --adapter stray --out no --db none -q
 expect 3 "adapter_config.json" "$BIN/merge-lora" --model base --adapter merged --out no --db none -q
 expect 3 "cut short" "$BIN/merge-lora" --model cut --adapter whole --out no --db none -q
 expect 3 "not all numbers are finite" "$BIN/merge-lora" --model nan --adapter whole --out no --db none -q
