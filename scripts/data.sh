@@ -8,6 +8,7 @@
 #   MODEL=qwen         whose tokenizer counts the tokens (configs/MODEL.conf)
 #   MODE=strict        or reference: as the original prepares them, for its adapters and tables
 #   ORDER=children-first|parent-first    MAX_TOKENS=16384    TOP_K=1 (0: without retrieval)    SEED=3407
+#   FORM=named         or compact: without instance names and annotations (default: what MODEL writes, by its prompt.json)
 #   MIN_ENTITIES=0 MAX_ENTITIES=500      what is unpacked of the chunks
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,7 +41,10 @@ tool step-round "$steps" --out "$work/rounded" --mode "$mode"
 if [ "$mode" = reference ]; then
     tool step-restructure "$work/rounded" --out "$work/restructured" --mode reference
 else
-    tool step-restructure "$work/rounded" --out "$work/restructured" --order "${ORDER:-children-first}"
+    form=${FORM:-$(sed -n 's/.*"form": *"\([a-z]*\)".*/\1/p' "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true)}
+    # shellcheck disable=SC2046
+    tool step-restructure "$work/rounded" --out "$work/restructured" --order "${ORDER:-children-first}" \
+        $([ "$form" = compact ] && echo --compact --no-annotations)
 fi
 tool rag-pairs --captions "$captions" --steps "$work/restructured" --encoder "$encoder" --top-k "$top_k" --out "$work/pairs.json"
 tool token-filter --tokenizer "$(model_key "$config" dir)" --max-tokens "${max_tokens:-16384}" \

@@ -4,6 +4,7 @@
 #
 #   W=runs/demo-base   work folder
 #   PARTS=128000       made; repeated ones are dropped, 1,000 are for the test and 300 for validation
+#   REAL_STEPS=DIR REAL_CAPTIONS=CSV    real files (compact) and captions, which the tokenizer is made from as well
 #   STAGES='corpus train new adapt'      corpus wants OpenCASCADE, train a GPU (an hour of one at most)
 #
 #   corpus   W/data: train.json, val.json, test.json, truth/; no size of a test part is in train (split says so)
@@ -37,7 +38,8 @@ prepare() { # folder seed count test val options of synth...
 corpus() {
     prepare "$W" 20260 "$PARTS" "${TEST:-1000}" "${VAL:-300}" --exclude-families $lacks
     [ -f "$W/base/tokenizer.json" ] && return
-    tool tokenizer-train "$W/data/train.json" --out "$W/base" --vocab-size 1024 --pattern lean
+    # shellcheck disable=SC2086
+    tool tokenizer-train "$W/data/train.json" ${REAL_STEPS:+"$REAL_STEPS"} ${REAL_CAPTIONS:+--captions "$REAL_CAPTIONS"} --out "$W/base" --vocab-size 1024 --pattern lean
     cp configs/demo-base/config.json "$W/base"
 }
 

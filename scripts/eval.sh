@@ -6,6 +6,7 @@
 #   DATA=DIR           test.json and truth/ (default: datasets/work/abc)
 #   LABEL='...'        the row of the tables (default: the folder's name)
 #   LIMIT=0 BATCH=16 TEMPERATURE=0 MAX_NEW_TOKENS=14000 GRAMMAR=off      ARGS: more options for generate
+#   GENERATE=no        the parts are in OUT/parts already, from a machine with a GPU (runs-merge brings its runs.db along)
 #   CLOUDS=reference   also the original's alignment (slower): CLOUDS=none leaves it out
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,7 +32,7 @@ grep -qs '"template": *"plain"' "$CKPT/prompt.json" && plain=(--no-retrieval)
 
 say "$CKPT on $data/test.json -> $out, '$label'"
 # shellcheck disable=SC2086
-tool generate "${weights[@]}" "${plain[@]}" --captions "$data/test.json" --out "$out/parts" --label "$label" --batch "${BATCH:-16}" \
+[ "${GENERATE:-yes}" = no ] || tool generate "${weights[@]}" "${plain[@]}" --captions "$data/test.json" --out "$out/parts" --label "$label" --batch "${BATCH:-16}" \
     --limit "${LIMIT:-0}" --temperature "${TEMPERATURE:-0}" --max-new-tokens "${MAX_NEW_TOKENS:-14000}" --grammar "${GRAMMAR:-off}" ${ARGS:-}
 score() { # label folder
     tool complete-ratio --label "$1" "$2"
