@@ -245,6 +245,11 @@ struct dist {
     struct gpu gpu;
 };
 
+const char *dist_failure(const struct dist *d)
+{
+    return d && d->failed ? d->why : NULL;
+}
+
 int dist_rank(const struct dist *d)
 {
     return d ? d->rank : 0;

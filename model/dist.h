@@ -51,6 +51,8 @@ int dist_use(struct dist *d, enum th_device device);
 /* error NULL: a good end, for which all wait.  Else the others are told and end, too. */
 void dist_close(struct dist *d, const char *error);
 
+/* Why all end, once that is known; NULL: they do not. */
+const char *dist_failure(const struct dist *d);
 int dist_rank(const struct dist *d);
 int dist_size(const struct dist *d);
 

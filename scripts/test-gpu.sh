@@ -68,6 +68,7 @@ generate() { "$b/bin/generate" --model "$dir/base" --adapter "$dir/$1" --caption
     --batch 4 --db none -q --device "$2" --dtype float32; }
 both() { generate cuda cuda && generate cuda cpu && diff -r "$dir/gen-cuda/raw" "$dir/gen-cpu/raw"; }
 try generate-cuda-cpu both
+[ "$(nvidia-smi -L | wc -l)" -lt 2 ] || try two-gpus tests/gpu/several_gpus.sh "$b"
 set -- $failed
 [ $# = 0 ] || echo "failed:$failed"
 echo "$pass passed, $# failed, 0 skipped"

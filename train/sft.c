@@ -1054,6 +1054,8 @@ int main(int argc, char **argv)
         rc = prepare(&tr);
     if (rc == ERR_OK)
         rc = train_all(&tr);
+    if (rc < 0 && dist_failure(tr.d)) /* a GPU's error is then only what came of it */
+        rc = err_set(ERR_EXTERN, "%s", dist_failure(tr.d));
     char *why = rc < 0 ? xstrdup(err_text()) : NULL;
     dist_close(tr.d, rc == ERR_CANCELLED ? NULL : why); /* a signal stops all after the same step */
     if (why)
