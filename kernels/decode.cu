@@ -986,15 +986,15 @@ __global__ void pack_kernel(void *dst, float *scale, int fp8, const uint16_t *s0
 }
 
 // A block a (token of 64, kv head): keys row by row, values transposed.
-__global__ void fill_kernel(dk_model m, int layer, const uint16_t *k, const uint16_t *v, int64_t capacity, int head_dim, int from,
-                            int to, const int32_t *pages)
+__global__ void fill_kernel(dk_model m, int layer, const uint16_t *k, const uint16_t *v, int64_t stride, int head_dim, int n,
+                            const int32_t *pages)
 {
-    int kv = blockIdx.y, pos = from + blockIdx.x * 64 + (threadIdx.x & 63);
-    if (pos >= to)
+    int kv = blockIdx.y, pos = blockIdx.x * 64 + (threadIdx.x & 63);
+    if (pos >= n)
         return;
     uint16_t *kp = (uint16_t *)m.pool + (int64_t)pages[pos / DK_PAGE] * m.page_elems + layer * m.layer_elems +
                    (int64_t)kv * (2 * DK_PAGE * m.hd), *vp = kp + DK_PAGE * m.hd;
-    const uint16_t *ks = k + ((int64_t)kv * capacity + pos) * head_dim, *vs = v + ((int64_t)kv * capacity + pos) * head_dim;
+    const uint16_t *ks = k + pos * stride + kv * head_dim, *vs = v + pos * stride + kv * head_dim;
     int half = head_dim / 2;
     for (int i = threadIdx.x >> 6; i < head_dim; i += 4) {
         int place = i < half ? i : m.hd / 2 + i - half; // the halves of a padded head
@@ -1232,13 +1232,13 @@ int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols)
     LAUNCH(round_kernel, (unsigned)rows, 1, 256, 1024, stream, (uint16_t *)w, cols);
 }
 
-int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t capacity, int head_dim,
-                  int from, int to, const int32_t *pages)
+int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int head_dim, int n,
+                  const int32_t *pages)
 {
-    if (to <= from)
+    if (n < 1)
         return 0;
-    LAUNCH(fill_kernel, (to - from + 63) / 64, m->kv_heads, 256, 0, stream, *m, layer, (const uint16_t *)k, (const uint16_t *)v,
-           capacity, head_dim, from, to, pages);
+    LAUNCH(fill_kernel, (n + 63) / 64, m->kv_heads, 256, 0, stream, *m, layer, (const uint16_t *)k, (const uint16_t *)v, stride, head_dim,
+           n, pages);
 }
 
 int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int cols, const struct dk_sampling *s,

@@ -89,9 +89,9 @@ int k_decode_pack(void *stream, void *dst, float *scale, int fp8, const void *sr
                   const int32_t *rows, const int32_t *cols, int n_rg, int k);
 /* Rounds a bfloat16 matrix to what its e4m3 form stands for (scales are powers of two, so bfloat16 holds it exactly). */
 int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols);
-/* Copies keys and values of a prompt, [kv_heads][capacity][head_dim] bfloat16, tokens from `from` to `to`, into pages. */
-int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t capacity,
-                  int head_dim, int from, int to, const int32_t *pages);
+/* Copies keys and values of a prompt's n tokens into pages: bfloat16, a token's kv heads side by side, tokens `stride` elements apart. */
+int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int head_dim, int n,
+                  const int32_t *pages);
 /* One step; nc: 8, 16 or 32, at least its columns. */
 int k_decode_step(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int smem);
 

@@ -37,7 +37,6 @@ struct cuda {
     int64_t n_places;
     th_tensor *held[64];              /* the device's memory, freed with the engine */
     int n_held;
-    struct kv_cache *scratch;         /* of one prompt */
     struct dk_step *step;             /* page-locked */
     struct dk_sampling *sampling;     /* page-locked, [DK_MAX_COLS] */
     int32_t *chosen, *page_list;      /* page-locked; page_list: the device's copy for prompts */
@@ -419,28 +418,22 @@ static void cuda_release(struct engine_way *w, int64_t place)
 
 /* ---- work ---- */
 
+static int fill_pages(void *ctx, int64_t layer, th_tensor *qkv)
+{
+    struct cuda *c = ctx;
+    const struct model_config *f = &c->m->cfg;
+    const uint16_t *k = (const uint16_t *)th_data(qkv) + f->n_heads * f->head_dim;
+    return check("k_decode_fill", c->f.k_decode_fill(stream_of(c), &c->dm, (int)layer, k, k + f->n_kv_heads * f->head_dim, th_size(qkv, 1),
+                                                     (int)f->head_dim, (int)th_size(qkv, 0), c->page_list));
+}
+
 static int cuda_prefill(struct engine_way *w, int64_t place, const int32_t *ids, size_t n)
 {
     struct cuda *c = w->state;
     struct place *p = &c->places[place];
-    int rc = ERR_OK;
-    if (!c->scratch || (size_t)c->scratch->capacity < n) {
-        kv_cache_free(c->scratch);
-        c->scratch = NULL;
-        if ((rc = kv_cache_new(c->m, 1, pad((int64_t)n, 1024), &c->scratch)) < 0)
-            return err_wrap("reading a prompt of %zu tokens: lower --batch", n);
-    }
-    c->scratch->length[0] = 0;
-    size_t scope = th_scope_begin();
-    if (!model_prefill(c->m, c->scratch, 0, ids, n))
-        rc = err_code();
-    th_scope_end(scope);
-    void *s = stream_of(c);
+    int rc = check("copying page numbers", c->f.k_copy(stream_of(c), c->page_list, p->pages, (size_t)p->n * 4));
     if (rc == ERR_OK)
-        rc = check("copying page numbers", c->f.k_copy(s, c->page_list, p->pages, (size_t)p->n * 4));
-    for (int64_t i = 0; i < c->m->cfg.n_layers && rc == ERR_OK; i++)
-        rc = check("k_decode_fill", c->f.k_decode_fill(s, &c->dm, (int)i, th_data(c->scratch->k[i]), th_data(c->scratch->v[i]),
-                                                       c->scratch->capacity, (int)c->m->cfg.head_dim, 0, (int)n, c->page_list));
+        rc = model_read(c->m, ids, n, fill_pages, c);
     return rc == ERR_NOMEM ? err_wrap("reading a prompt of %zu tokens: lower --batch", n) : rc;
 }
 
@@ -537,7 +530,6 @@ static void cuda_free(struct engine_way *w)
     }
     while (c->n_held > 0)
         th_free(c->held[--c->n_held]);
-    kv_cache_free(c->scratch);
     for (int64_t i = 0; c->places && i < c->n_places; i++)
         free(c->places[i].pages);
     free(c->places);

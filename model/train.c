@@ -284,6 +284,8 @@ struct pass {
     int64_t rows, chunk;        /* tokens; rows that the feed-forward part takes at once */
     th_tensor *ids, *pos;       /* int64, int32 [rows] */
     bool grad;                  /* a backward pass follows */
+    model_keys_fn *keys;        /* gets each layer's q, k and v; NULL: nobody */
+    void *keys_ctx;
 };
 
 static void mark(struct pass *s, const char *name)
@@ -452,6 +454,8 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     HAVE(own);
     TRY(done(s, rc < 0 ? 0 : s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
                                         th_data(s->t->cos), th_data(s->t->sin))));
+    if (s->keys)
+        TRY(s->keys(s->keys_ctx, i, own));
     mark(s, "attention");
     if (rc == ERR_OK)
         v->o = th_attention_packed(heads(s, v->qkv, 0, c->n_heads), heads(s, v->qkv, q_size, c->n_kv_heads),
@@ -1042,4 +1046,21 @@ th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
     }
     free(start);
     return y;
+}
+
+int model_read(struct model *m, const int32_t *ids, size_t n, model_keys_fn *keys, void *ctx)
+{
+    struct sequence seq = {.ids = ids, .n = n};
+    struct pass s;
+    int64_t *start;
+    size_t scope = th_scope_begin();
+    int rc = begin(m, &seq, 1, &s, &start);
+    if (rc == ERR_OK) {
+        s.keys = keys;
+        s.keys_ctx = ctx;
+        rc = run_layers(&s, NULL, NULL) ? ERR_OK : err_code();
+    }
+    th_scope_end(scope);
+    free(start);
+    return rc;
 }
