@@ -219,6 +219,7 @@ template <int NT, bool FP8, int HD> struct consumer {
     const dk_work &w;
     const dk_step &step;
     ring r;
+    float *x;            // the residual stream: one of two, for load_h()
     unsigned char *xs;   // the columns' vectors in shared memory
     float *red;          // [WARPS][NC][PITCH]
     float *rstd;         // [NC]
@@ -382,8 +383,8 @@ template <int NT, bool FP8, int HD> struct consumer {
         int i = rg * 16 + row;
         bool here = col < cols;
         if (here) {
-            w.x[(int64_t)col * m.kd + i] = a;
-            w.x[(int64_t)col * m.kd + i + 8] = b;
+            x[(int64_t)col * m.kd + i] = a;
+            x[(int64_t)col * m.kd + i + 8] = b;
             put(w.h, i, col, a * norm[i]);
             put(w.h, i + 8, col, b * norm[i + 8]);
         }
@@ -423,9 +424,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         const float *scale = FP8 ? m.scale + layer * m.layer_rows : nullptr;
         const float *bias = m.bias ? m.bias + (int64_t)layer * m.rg_qkv * 16 : nullptr;
         int per_head = HD / 16;
-        if (s.lo < s.hi) {
-            load_x(w.h, m.kd / 32, true);
-        }
+        load_h(layer);
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             int row, col;
@@ -591,6 +590,27 @@ template <int NT, bool FP8, int HD> struct consumer {
         }
     }
 
+    // Four dimensions of a column's head: its pages in their order, as bfloat16.
+    __device__ __forceinline__ uint2 add_pages(int col, int head, int dim, int splits) const
+    {
+        int64_t at = ((int64_t)col * m.heads + head) * step.max_pages;
+        float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
+#pragma unroll 4
+        for (int s = 0; s < splits; s++) { // by turns: the sum so far is brought down when the maximum rises
+            float2 ml = __ldcg((const float2 *)w.ml + at + s);
+            float4 v = __ldcg((const float4 *)(w.part + (at + s) * HD + dim));
+            float t = fmaxf(top, ml.x), f = exp2f(ml.x - t), g = exp2f(top - t);
+            top = t;
+            sum = sum * g + f * ml.y;
+            o[0] = o[0] * g + f * v.x;
+            o[1] = o[1] * g + f * v.y;
+            o[2] = o[2] * g + f * v.z;
+            o[3] = o[3] * g + f * v.w;
+        }
+        float f = 1 / sum;
+        return make_uint2(pack2(o[0] * f, o[1] * f), pack2(o[2] * f, o[3] * f));
+    }
+
     // The last block to finish a page of (sequence, kv head) adds the pages up, in their order.
     __device__ void attend_combine(int seq, int kv)
     {
@@ -611,27 +631,21 @@ template <int NT, bool FP8, int HD> struct consumer {
         int group = m.heads / m.kv_heads, n = q.n * group * (HD / 4);
         for (int i = tid; i < n; i += CONSUMERS) {
             int row = i / (HD / 4), dim = i % (HD / 4) * 4, col = q.col + row / group, head = kv * group + row % group;
-            int64_t at = ((int64_t)col * m.heads + head) * step.max_pages;
-            float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
-            for (int s = 0; s < q.splits; s++)
-                top = fmaxf(top, __ldcg((const float2 *)w.ml + at + s).x);
-#pragma unroll 2
-            for (int s = 0; s < q.splits; s++) {
-                float2 ml = __ldcg((const float2 *)w.ml + at + s);
-                float4 v = __ldcg((const float4 *)(w.part + (at + s) * HD + dim));
-                float f = exp2f(ml.x - top);
-                sum += f * ml.y;
-                o[0] += f * v.x;
-                o[1] += f * v.y;
-                o[2] += f * v.z;
-                o[3] += f * v.w;
-            }
-            float f = 1 / sum;
             int k = head * HD + dim;
-            uint32_t *to = (uint32_t *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31));
-            to[0] = pack2(o[0] * f, o[1] * f);
-            to[1] = pack2(o[2] * f, o[3] * f);
+            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = add_pages(col, head, dim, q.splits);
         }
+    }
+
+    // Everybody adds them up for himself.
+    __device__ void load_pages()
+    {
+        int each = m.heads * (HD / 4), n = cols * each;
+#pragma unroll 2
+        for (int i = tid; i < n; i += CONSUMERS) {
+            int col = i / each, k = i % each * 4;
+            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = add_pages(col, k / HD, k % HD, step.seq[step.seq_of[col]].splits);
+        }
+        consumer_sync();
     }
 
     __device__ void attention(int layer)
@@ -642,7 +656,8 @@ template <int NT, bool FP8, int HD> struct consumer {
                 seq++;
             int in = u - step.seq[seq].unit, kv = in / step.seq[seq].splits;
             attend_page(seq, kv, in % step.seq[seq].splits, layer);
-            attend_combine(seq, kv);
+            if (!step.few_pages)
+                attend_combine(seq, kv);
         }
     }
 
@@ -650,9 +665,10 @@ template <int NT, bool FP8, int HD> struct consumer {
     {
         unit_range s = share(m.rg_d, blockIdx.x, gridDim.x);
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_o : nullptr;
-        if (s.lo < s.hi) {
+        if (s.lo < s.hi && step.few_pages)
+            load_pages();
+        else if (s.lo < s.hi)
             load_x(w.ao, m.kq / 32, false);
-        }
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kq / DK_CHUNK, 0);
             int row, col;
@@ -665,8 +681,8 @@ template <int NT, bool FP8, int HD> struct consumer {
                 b *= scale[u * 16 + row + 8];
             }
             if (col < cols) {
-                a += __ldcg(w.x + (int64_t)col * m.kd + u * 16 + row);
-                b += __ldcg(w.x + (int64_t)col * m.kd + u * 16 + row + 8);
+                a += __ldcg(x + (int64_t)col * m.kd + u * 16 + row);
+                b += __ldcg(x + (int64_t)col * m.kd + u * 16 + row + 8);
             }
             finish_rows(u, row, col, a, b, m.norm + (int64_t)(2 * layer + 1) * m.kd);
         }
@@ -691,6 +707,69 @@ template <int NT, bool FP8, int HD> struct consumer {
         }
     }
 
+    // The vectors ahead of a layer, or of the head: with few columns everybody adds down's slices up for himself.
+    __device__ void load_h(int layer)
+    {
+        if (!step.few_cols || layer == 0) {
+            load_x(w.h, m.kd / 32, true);
+            return;
+        }
+        float *other = x == w.x ? w.x + (int64_t)DK_MAX_COLS * m.kd : w.x;
+        const float *scale = FP8 ? m.scale + (layer - 1) * m.layer_rows + m.row_down : nullptr, *norm = m.norm + (int64_t)2 * layer * m.kd;
+        for (int i = tid; i < m.rg_d * cols; i += CONSUMERS) {
+            int rg = i % m.rg_d, col = i / m.rg_d;
+            float a[16], s = 0;
+#pragma unroll
+            for (int e = 0; e < 16; e++)
+                a[e] = 0;
+#pragma unroll 4
+            for (int k = 0; k < m.slices; k++) {
+                const float4 *from = (const float4 *)(w.down + (((int64_t)k * m.rg_d + rg) * NC + col) * 16);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float4 v = __ldcg(from + e);
+                    a[4 * e] += v.x;
+                    a[4 * e + 1] += v.y;
+                    a[4 * e + 2] += v.z;
+                    a[4 * e + 3] += v.w;
+                }
+            }
+            const float *from_x = x + (int64_t)col * m.kd + rg * 16;
+            float *to_x = other + (int64_t)col * m.kd + rg * 16, sq[8];
+            uint32_t h[8];
+#pragma unroll
+            for (int e = 0; e < 16; e++)
+                a[e] = (FP8 ? a[e] * scale[rg * 16 + e] : a[e]) + __ldcg(from_x + e);
+#pragma unroll
+            for (int e = 0; e < 8; e++) { // the order of finish_rows()
+                sq[e] = a[e] * a[e] + a[e + 8] * a[e + 8];
+                h[e] = pack2(a[2 * e] * norm[rg * 16 + 2 * e], a[2 * e + 1] * norm[rg * 16 + 2 * e + 1]);
+            }
+            s = ((sq[0] + sq[4]) + (sq[2] + sq[6])) + ((sq[1] + sq[5]) + (sq[3] + sq[7]));
+            uint4 *to = (uint4 *)(xs + ((rg >> 1) * NC + col) * 64 + (rg & 1) * 32);
+            to[0] = make_uint4(h[0], h[1], h[2], h[3]);
+            to[1] = make_uint4(h[4], h[5], h[6], h[7]);
+            red[i] = s;
+            if (rg % (int)gridDim.x == (int)blockIdx.x) // one keeps the sum, elsewhere, since others may still read
+#pragma unroll
+                for (int e = 0; e < 16; e++)
+                    to_x[e] = a[e];
+        }
+        x = other;
+        consumer_sync();
+        for (int c = warp; c < cols; c += WARPS) {
+            float s = 0;
+            for (int i = lane; i < m.rg_d; i += 32)
+                s += red[c * m.rg_d + i];
+#pragma unroll
+            for (int o = 16; o; o >>= 1)
+                s += __shfl_xor_sync(~0u, s, o);
+            if (lane == 0)
+                rstd[c] = rsqrtf(s / (float)m.d + m.eps);
+        }
+        consumer_sync();
+    }
+
     __device__ void down(int layer)
     {
         int lo = down_lower(m, blockIdx.x, gridDim.x), hi = down_lower(m, blockIdx.x + 1, gridDim.x), have = -1, row, col;
@@ -711,6 +790,8 @@ template <int NT, bool FP8, int HD> struct consumer {
             to[0] = a;
             to[8] = b;
         }
+        if (step.few_cols) // load_h() will
+            return;
         // whoever completes a row group adds its slices up
         consumer_sync();
         for (int base = lo; base < hi; base += 32) {
@@ -740,8 +821,8 @@ template <int NT, bool FP8, int HD> struct consumer {
                             a *= scale[rg * 16 + row];
                             b *= scale[rg * 16 + row + 8];
                         }
-                        a += __ldcg(w.x + (int64_t)col * m.kd + rg * 16 + row);
-                        b += __ldcg(w.x + (int64_t)col * m.kd + rg * 16 + row + 8);
+                        a += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row);
+                        b += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row + 8);
                     }
                     finish_rows(rg, row, col, a, b, m.norm + (int64_t)(2 * layer + 2) * m.kd);
                 }
@@ -756,7 +837,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         float best = -INFINITY;
         int id = 0x7fffffff, row, col;
         bool here = mine(row, col);
-        load_x(w.h, m.kd / 32, true);
+        load_h(m.layers);
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             if (!here || col >= cols)
@@ -880,6 +961,7 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     }
     consumer<NT, FP8, HD> c(m, w);
     c.r = r;
+    c.x = w.x;
     c.xs = smem + a.xs;
     c.red = (float *)(smem + a.red);
     c.p = smem + a.red;

@@ -57,6 +57,8 @@ struct dk_step {
     int32_t cols, seqs, units;
     int32_t max_pages;                     /* row length of pages[] */
     int32_t keep_logits;
+    int32_t few_pages;                     /* pages of attention are added up by everybody who wants the sum */
+    int32_t few_cols;                      /* likewise the slices of down */
     int32_t token[DK_MAX_COLS], pos[DK_MAX_COLS], seq_of[DK_MAX_COLS];
     struct dk_seq seq[DK_MAX_COLS];
     int32_t pages[];                       /* [seqs][max_pages] */
@@ -65,7 +67,7 @@ struct dk_step {
 /* Scratch, all on the device. */
 struct dk_work {
     struct dk_step *step;
-    float *x;                              /* [cols][kd] the residual stream */
+    float *x;                              /* [2][DK_MAX_COLS][kd] the residual stream */
     void *h, *ao, *act;                    /* [kd | kq | kf] / 32, nc, 32 bfloat16 */
     float *sumsq;                          /* [rg_d][nc] */
     void *q;                               /* [cols][heads][hd] bfloat16 */

@@ -30,6 +30,7 @@ struct cuda {
     struct dk_model dm;
     struct dk_work work;
     enum th_device device;
+    bool many;
     int grid, smem, nc;               /* nc: of the last step */
     int64_t max_pages, n_pages, n_free, cols;
     int32_t *free_pages;
@@ -269,7 +270,7 @@ static int scratch(struct cuda *c)
     struct dk_work *w = &c->work;
     size_t n = DK_MAX_COLS;
     c->mask_words = (d->rg_head * 16 + 31) / 32;
-    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, n * (size_t)d->kd * 4)) ||
+    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, 2 * n * (size_t)d->kd * 4)) ||
         !(w->h = hold(c, n * (size_t)d->kd * 2)) || !(w->ao = hold(c, n * (size_t)d->kq * 2)) ||
         !(w->act = hold(c, n * (size_t)d->kf * 2)) || !(w->sumsq = hold(c, (size_t)d->rg_d * n * 4)) ||
         !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) ||
@@ -464,6 +465,12 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
         s->seq[i].unit = s->units;
         s->units += s->seq[i].splits * c->dm.kv_heads;
     }
+    /* For a little work a roundtrip through whoever comes last takes longer than doing it 132 times over. */
+    int64_t rows = 0;
+    for (int i = 0; i < s->seqs; i++)
+        rows += (int64_t)s->seq[i].n * s->seq[i].splits;
+    s->few_pages = !c->many && rows * c->dm.heads * c->dm.hd <= 20480;
+    s->few_cols = !c->many && n * c->dm.slices * c->dm.rg_d <= 2048 && n * c->dm.rg_d <= 1024;
     c->cols = n;
     c->nc = n <= 8 ? 8 : n <= 16 ? 16 : 32;
     int rc = c->f.k_copy(stream, c->work.step, s, sizeof *s + (size_t)(s->seqs * c->max_pages) * 4);
@@ -561,6 +568,7 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
                                .free = cuda_free};
     c->m = m;
     c->device = m->device;
+    c->many = o->many;
     if ((rc = functions(&c->f)) == ERR_OK)
         rc = check("k_decode_device", c->f.k_decode_device(&c->grid, &c->smem, &capability));
     c->dm.hd = f->head_dim <= 64 ? 64 : 128;

@@ -1,6 +1,6 @@
 /* How fast the engine decodes, and how near its logits are to float32's: a folder's weights, or random ones by its config.
  *
- *     bench-decode MODEL_DIR [--device D] [--threads N] [--fp8] [--plain] MODE...
+ *     bench-decode MODEL_DIR [--device D] [--threads N] [--fp8] [--plain] [--many] MODE...
  *         check           logits of bfloat16, ours and ATen's, against float32, teacher-forced
  *         one[:N]         batch 1, prompt 512, N new tokens
  *         batch[:B:N]     B prompts of 512 at once, N new tokens each
@@ -28,7 +28,7 @@
 #include "model/engine_impl.h"
 
 static struct model *m;
-static bool fp8, plain;
+static bool fp8, plain, many;
 static int threads;
 
 static void die(const char *what)
@@ -40,7 +40,7 @@ static void die(const char *what)
 static struct engine *open_engine(int64_t batch, int64_t tokens, bool plain_too)
 {
     struct engine *e;
-    if (engine_new(m, &(struct engine_options){.max_batch = batch, .max_tokens = tokens, .fp8 = fp8, .plain = plain || plain_too, .threads = threads}, &e) < 0)
+    if (engine_new(m, &(struct engine_options){.max_batch = batch, .max_tokens = tokens, .fp8 = fp8, .plain = plain || plain_too, .threads = threads, .many = many}, &e) < 0)
         die("engine");
     return e;
 }
@@ -344,13 +344,14 @@ int main(int argc, char **argv)
     for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
         fp8 |= !strcmp(argv[i], "--fp8");
         plain |= !strcmp(argv[i], "--plain");
+        many |= !strcmp(argv[i], "--many");
         if (!strcmp(argv[i], "--threads") && i + 1 < argc)
             threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--device") && i + 1 < argc)
             name = argv[++i];
     }
     if (!dir || i >= argc)
-        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--threads N] [--fp8] [--plain] MODE...\n"), 2;
+        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--threads N] [--fp8] [--plain] [--many] MODE...\n"), 2;
     if (strcmp(dir, "none")) {
         if (th_device_open(name, &device) < 0)
             die("device");

@@ -215,6 +215,13 @@ static void change_nothing(enum th_dtype dtype, size_t step, int64_t new)
         for (int i = 0; i < 5; i++)
             same(&alone[i], &other[i]);
         engine_free(e);
+        e = open_engine(m, (struct engine_options){.max_batch = 2, .max_tokens = 128, .many = true});
+        for (int i = 0; i < 5; i++)
+            ask(e, &other[i], ids + i, length[i], (struct engine_request){.max_new = new});
+        run(e);
+        for (int i = 0; i < 5; i++)
+            same(&alone[i], &other[i]);
+        engine_free(e);
         model_free(m);
     }
 }
