@@ -1,6 +1,5 @@
 /* generate: captions to STEP files. */
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -11,13 +10,14 @@
 #include "lib/prompt.h"
 #include "lib/sibling.h"
 #include "lib/tool.h"
+#include "model/engine.h"
 #include "model/session.h"
 
 enum { MAX_CAPTION = 65536 }; /* bytes: of a longer one no model makes anything */
 
 static struct session_options use = {.device = "auto", .dtype = "auto", .grammar = "off", .order = "auto"};
-static const char *caption, *captions_file, *out_dir, *preview = "auto";
-static int64_t batch = 1, max_new_tokens = 14000, top_k, seed = 3407, limit;
+static const char *caption, *captions_file, *out_dir, *preview = "auto", *layout = "flat", *weights = "native";
+static int64_t batch = 1, max_new_tokens = 14000, samples = 1, draft = 15, top_k, seed = 3407, limit;
 static double temperature, top_p = 1;
 static bool retrieve_only, no_rag;
 
@@ -30,10 +30,15 @@ static struct opt options[] = {
     {.name = "out", .type = OPT_STR, .value = &out_dir, .arg = "DIR", .help = "ID.step, and the raw text as raw/ID.txt (--caption: default parts)"},
     {.name = "batch", .type = OPT_INT, .value = &batch, .arg = "N", .help = "sequences decoded together", .min = 1, .max = 1024},
     {.name = "max-new-tokens", .type = OPT_INT, .value = &max_new_tokens, .arg = "N", .help = "tokens at most for a part", .min = 1, .max = 1e6},
+    {.name = "samples", .type = OPT_INT, .value = &samples, .arg = "N", .help = "parts for each caption (with a temperature)", .min = 1, .max = 10000},
     {.name = "temperature", .type = OPT_REAL, .value = &temperature, .arg = "X", .help = "0: greedy", .min = 0, .max = 100},
     {.name = "top-p", .type = OPT_REAL, .value = &top_p, .arg = "X", .help = "sample from the likeliest tokens that hold this share", .min = 0.0001, .max = 1},
     {.name = "top-k", .type = OPT_INT, .value = &top_k, .arg = "K", .help = "sample from the K likeliest tokens (0: all)", .min = 0, .max = 1e6},
-    {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "of sampling; with the part's id it decides its text"},
+    {.name = "seed", .type = OPT_INT, .value = &seed, .arg = "N", .help = "of sampling; with the part's id and the sample's number it decides its text"},
+    {.name = "draft", .type = OPT_INT, .value = &draft, .arg = "N",
+     .help = "tokens guessed ahead from prompt and own text, and verified in one step (0: none); changes nothing but the speed", .min = 0, .max = 63},
+    {.name = "weights", .type = OPT_STR, .value = &weights, .choices = "native|fp8", .help = "fp8: weights in 8 bits (CUDA), faster, and a little worse"},
+    {.name = "layout", .type = OPT_STR, .value = &layout, .choices = "flat|original", .help = "original: ID/gen/ID.step, and with records ID/gt/ID.step"},
     {.name = "limit", .type = OPT_INT, .value = &limit, .arg = "N", .help = "only the first N captions (0: all)", .min = 0, .max = 1e9},
     {.name = "preview", .type = OPT_STR, .value = &preview, .choices = "auto|on|off",
      .help = "draw each part as ID.png with step-render, and examine it (auto: with --caption)", .flags = OPT_NO_KEY},
@@ -54,36 +59,36 @@ static const struct tool_spec spec = {
 struct request {
     char *id, *caption;
     char *retrieve_id, *retrieved; /* NULL: none */
+    char *truth;                   /* what the record has as output; for --layout original */
     char *why;                     /* it cannot be generated */
 };
 
-struct row {
+struct part {
+    struct generator *g;
     const struct request *q;
-    struct tok_ids prompt;
+    int64_t sample;
+    char *item;
+    size_t n_prompt;
     struct buf text;          /* the raw continuation */
     struct tok_stream stream;
-    uint64_t random;
     int64_t n;                /* tokens so far */
-    int32_t last;
-    const char *finish;       /* NULL: going on */
     struct grammar_state *grammar; /* NULL: off */
-    int64_t changed;          /* tokens that were the grammar's choice, not the model's */
+    struct token_mask mask;
     double started;
 };
 
 struct generator {
     struct tool *t;
     struct session s;
-    struct kv_cache *kv;
-    int64_t rows;             /* of kv */
+    struct engine *e;
+    int64_t rows;             /* decoded together */
     bool draws, asks;
     struct request *q;
     size_t n, cap, next;
-    float *logits;
-    uint32_t *order;          /* scratch of sampling */
-    uint32_t *mask;           /* scratch of the grammar */
-    int64_t n_tokens, n_changed;
-    double told;              /* when progress was last shown */
+    int64_t sample, n_open;   /* of q[next]; parts in the engine */
+    int rc;                   /* of the engine's callbacks */
+    int64_t n_tokens, n_changed, n_steps;
+    double started, told;     /* told: when progress was last shown */
 };
 
 /* ---- what is asked for ---- */
@@ -106,8 +111,11 @@ static int read_records(struct generator *g)
     struct pairs *r;
     struct pair p;
     int rc = pairs_open(captions_file, &r);
-    while (rc >= 0 && (rc = pairs_next(r, &p)) > 0)
+    while (rc >= 0 && (rc = pairs_next(r, &p)) > 0) {
         add_request(g, p.id_original, p.caption, no_rag ? NULL : p.id_retrieve, no_rag ? NULL : p.retrieved);
+        if (!strcmp(layout, "original"))
+            g->q[g->n - 1].truth = xstrdup(p.output);
+    }
     if (rc >= 0 || g->n)
         pairs_close(r);
     return rc;
@@ -226,121 +234,83 @@ static int retrieve(struct generator *g, size_t from)
     return rc;
 }
 
-/* ---- choosing a token ---- */
+/* ---- parts in the making ---- */
 
-static double uniform(uint64_t *s)
+/* OUT/ID.step, or as the original has it OUT/ID/gen/ID.step; with several samples ID-1, ID-2, ... */
+static char *out_path(const struct request *q, int64_t sample, const char *sub, const char *suffix)
 {
-    uint64_t z = (*s += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
+    char n[24] = "";
+    if (samples > 1)
+        snprintf(n, sizeof n, "-%lld", (long long)sample + 1);
+    if (!strcmp(layout, "original") && !*sub)
+        return xasprintf("%s/%s/gen/%s%s%s", out_dir, q->id, q->id, n, suffix);
+    return xasprintf("%s/%s%s%s%s", out_dir, sub, q->id, n, suffix);
 }
 
-static const float *ranked;
-
-static int by_logit(const void *a, const void *b)
+static void part_free(struct part *r)
 {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return ranked[x] > ranked[y] ? -1 : ranked[x] < ranked[y] ? 1 : x < y ? -1 : 1;
+    buf_release(&r->text);
+    grammar_state_free(r->grammar);
+    free(r->item);
+    free(r);
 }
 
-static int32_t choose_any(struct generator *g, struct row *r, const float *v)
-{
-    int64_t n = tok_n_ids(g->s.tok), best = 0; /* a model may have more rows than there are tokens */
-    for (int64_t i = 1; i < n; i++)
-        best = v[i] > v[best] ? i : best;
-    if (temperature <= 0)
-        return (int32_t)best;
-    int64_t keep = top_k && top_k < n ? top_k : n;
-    double sum = 0, part = 0;
-    for (int64_t i = 0; i < n; i++)
-        g->order[i] = (uint32_t)i;
-    ranked = v;
-    qsort(g->order, (size_t)n, sizeof *g->order, by_logit);
-    for (int64_t i = 0; i < keep; i++)
-        sum += exp((v[g->order[i]] - v[best]) / temperature);
-    if (top_p < 1) {
-        int64_t i = 0;
-        for (; i < keep && part < top_p * sum; i++)
-            part += exp((v[g->order[i]] - v[best]) / temperature);
-        keep = i;
-        sum = part;
-    }
-    double u = uniform(&r->random) * sum;
-    for (int64_t i = 0; i < keep; i++)
-        if ((u -= exp((v[g->order[i]] - v[best]) / temperature)) < 0)
-            return (int32_t)g->order[i];
-    return (int32_t)g->order[keep - 1];
-}
-
-/* The model's choice, if the grammar permits it; else again among what it permits. */
-static int32_t choose(struct generator *g, struct row *r, float *v)
-{
-    int32_t id = choose_any(g, r, v);
-    if (!r->grammar || grammar_permits(r->grammar, id))
-        return id;
-    grammar_fill(r->grammar, g->mask, grammar_words(g->s.grammar));
-    for (int64_t i = 0, n = tok_n_ids(g->s.tok); i < n; i++)
-        if (!(g->mask[i / 32] >> (i % 32) & 1))
-            v[i] = -INFINITY;
-    r->changed++;
-    return choose_any(g, r, v);
-}
-
-/* ---- rows ---- */
-
-static char *out_path(const char *id, const char *sub, const char *suffix)
-{
-    return xasprintf("%s/%s%s%s", out_dir, sub, id, suffix);
-}
-
-/* Takes the token chosen for r and sees whether the part is done. */
-static int push(struct generator *g, struct row *r, int32_t id)
+/* Takes a token; false when the part is done. */
+static bool take(void *ctx, int32_t id)
 {
     static const char end[] = "END-ISO-10303-21;";
-    r->last = id;
+    struct part *r = ctx;
+    struct generator *g = r->g;
     r->n++;
     g->n_tokens++;
-    if (r->grammar)
-        grammar_accept(r->grammar, id);
     if (now_s() - g->told > 0.1) {
         g->told = now_s();
         if (g->rows == 1)
             progress_text("%lld tokens, %.0f tokens/s", (long long)r->n, (double)r->n / (g->told - r->started));
         else
-            progress_text("%lld tokens", (long long)g->n_tokens);
+            progress_text("%lld tokens, %.0f tokens/s", (long long)g->n_tokens, (double)g->n_tokens / (g->told - g->started));
         progress_add(0, 0);
     }
-    if (tok_is_stop(g->s.tok, id)) {
-        r->finish = "stop";
-        return ERR_OK;
-    }
-    int rc = tok_stream_push(g->s.tok, &r->stream, id, true, &r->text);
+    if (tok_is_stop(g->s.tok, id) || g->rc < 0)
+        return false;
+    g->rc = tok_stream_push(g->s.tok, &r->stream, id, true, &r->text);
     size_t from = r->text.n > 256 ? r->text.n - 256 : 0;
-    if (strstr(r->text.s + from, end))
-        r->finish = "stop";
-    else if (r->n >= max_new_tokens)
-        r->finish = "length";
+    return g->rc == ERR_OK && !strstr(r->text.s + from, end);
+}
+
+/* The true part beside the generated one, for scores of the original's scripts. */
+static int write_truth(const struct request *q)
+{
+    struct answer a;
+    if (!q->truth || strcmp(layout, "original"))
+        return ERR_OK;
+    char *path = xasprintf("%s/%s/gt/%s.step", out_dir, q->id, q->id);
+    answer_make(path, q->truth, strlen(q->truth), &a);
+    int rc = file_write(path, a.step.s, a.step.n, false);
+    answer_release(&a);
+    free(path);
     return rc;
 }
 
-static int finish(struct generator *g, struct row *r)
+static int finish(struct generator *g, struct part *r, const struct engine_result *e)
 {
     struct buf line = BUF_INIT;
     struct answer a;
     struct jw j = JW_INIT(&line);
-    char *path = out_path(r->q->id, "", ".step"), *raw = out_path(r->q->id, "raw/", ".txt"), *png = NULL;
+    char *path = out_path(r->q, r->sample, "", ".step"), *raw = out_path(r->q, r->sample, "raw/", ".txt"), *png = NULL;
     double seconds = now_s() - r->started;
     tok_stream_end(&r->stream, &r->text);
     answer_make(path, r->text.s, r->text.n, &a);
     int rc = file_write(raw, r->text.s, r->text.n, false);
     if (rc == ERR_OK)
+        rc = write_truth(r->q);
+    if (rc == ERR_OK)
         rc = file_write(path, a.step.s, a.step.n, false);
     if (rc == ERR_OK && g->draws && a.valid) {
         answer_examine(path, 60, &a);
-        png = out_path(r->q->id, "", ".png");
+        png = out_path(r->q, r->sample, "", ".png");
         if (answer_draw(path, 800, 60, png, NULL) < 0) {
-            log_warn("%s: no picture: %s", r->q->id, err_text());
+            log_warn("%s: no picture: %s", r->item, err_text());
             unlink(png);
             free(png);
             png = NULL;
@@ -348,16 +318,19 @@ static int finish(struct generator *g, struct row *r)
     }
     jw_object(&j);
     jw_kv_str(&j, "id", r->q->id);
+    if (samples > 1)
+        jw_kv_int(&j, "sample", r->sample + 1);
     jw_kv_str(&j, "caption", r->q->caption);
     if (r->q->retrieve_id)
         jw_kv_str(&j, "id_retrieve", r->q->retrieve_id);
-    jw_kv_int(&j, "prompt_tokens", (int64_t)r->prompt.n);
+    jw_kv_int(&j, "prompt_tokens", (int64_t)r->n_prompt);
     jw_kv_int(&j, "tokens", r->n);
-    jw_kv_str(&j, "finish_reason", r->finish);
+    jw_kv_str(&j, "finish_reason", e->finish == ENGINE_LENGTH ? "length" : "stop");
     if (r->grammar) {
-        jw_kv_int(&j, "changed", r->changed);
-        jw_kv_real(&j, "changed_share", r->n ? (double)r->changed / (double)r->n : 0);
+        jw_kv_int(&j, "changed", e->changed);
+        jw_kv_real(&j, "changed_share", r->n ? (double)e->changed / (double)r->n : 0);
     }
+    jw_kv_int(&j, "steps", e->steps);
     jw_kv_real(&j, "seconds", seconds);
     jw_key(&j, "text");
     jw_strn(&j, r->text.s, r->text.n);
@@ -369,20 +342,19 @@ static int finish(struct generator *g, struct row *r)
     if (png)
         jw_kv_str(&j, "picture", png);
     jw_end(&j);
-    g->n_changed += r->changed;
+    g->n_changed += e->changed;
+    g->n_steps += e->steps;
     progress_text("%lld tokens", (long long)g->n_tokens);
     progress_add(1, 0);
     if (rc == ERR_OK)
-        rc = tool_item(g->t, &(struct run_item){.item = r->q->id, .state = "done", .seconds = seconds, .output = path, .result = line.s});
+        rc = tool_item(g->t, &(struct run_item){.item = r->item, .state = "done", .seconds = seconds, .output = path, .result = line.s});
     if (rc == ERR_OK && (caption || g->asks)) {
         progress_end();
         tool_print(g->t, "%s  (%lld tokens, %.1f s; %s%s)\n", path, (long long)r->n, seconds, a.checks.s,
-                   strcmp(r->finish, "length") ? "" : "; cut at the token limit");
+                   e->finish == ENGINE_LENGTH ? "; cut at the token limit" : "");
         if (png)
             tool_print(g->t, "%s\n", png);
     }
-    grammar_state_free(r->grammar);
-    r->grammar = NULL;
     answer_release(&a);
     buf_release(&line);
     free(path);
@@ -391,67 +363,85 @@ static int finish(struct generator *g, struct row *r)
     return rc;
 }
 
-static int fail(struct generator *g, const struct request *q, const char *why)
+static int fail(struct generator *g, const char *item, const char *why)
 {
     progress_add(1, 1);
-    return tool_item(g->t, &(struct run_item){.item = q->id, .state = "failed", .reason = why});
+    return tool_item(g->t, &(struct run_item){.item = item, .state = "failed", .reason = why});
 }
 
-/* Puts the next caption that needs work into row i; r->q stays NULL when none is left. */
-static int refill(struct generator *g, struct row *r, int64_t i)
+static int feed(struct generator *g);
+
+static void done(void *ctx, const struct engine_result *e)
+{
+    struct part *r = ctx;
+    struct generator *g = r->g;
+    g->n_open--;
+    if (g->rc == ERR_OK && e->finish != ENGINE_CANCELLED)
+        g->rc = finish(g, r, e);
+    part_free(r);
+    if (g->rc == ERR_OK)
+        g->rc = feed(g);
+}
+
+/* Hands a sample of q to the engine, if it is not there already. */
+static int begin(struct generator *g, const struct request *q, int64_t sample)
+{
+    struct tok_ids ids = {0};
+    char n[24] = "", *path = out_path(q, sample, "", ".step"), *why = NULL;
+    if (samples > 1)
+        snprintf(n, sizeof n, "-%lld", (long long)sample + 1);
+    struct part *r = xcalloc(1, sizeof *r);
+    *r = (struct part){.g = g, .q = q, .sample = sample, .item = xasprintf("%s%s", q->id, n), .started = now_s()};
+    buf_init(&r->text);
+    int rc = ERR_OK;
+    bool current = tool_item_current(g->t, r->item, NULL, path);
+    free(path);
+    if (current)
+        progress_add(1, 0);
+    else if (q->why)
+        rc = fail(g, r->item, q->why);
+    if (current || q->why) {
+        part_free(r);
+        return rc;
+    }
+    struct engine_request ask = {.max_new = max_new_tokens, .draft = draft, .token = take, .done = done, .ctx = r,
+                                 .sampling = {.temperature = temperature, .top_p = top_p, .top_k = top_k}};
+    ask.sampling.seed = fnv1a((uint64_t)(seed + sample * 1000003) * 0x9e3779b97f4a7c15u + FNV_INIT, q->id, strlen(q->id));
+    if ((rc = prompt_encode(g->s.tok, q->caption, q->retrieved, &ids)) == ERR_OK) {
+        struct engine_info info;
+        engine_info(g->e, &info);
+        int64_t room = info.max_tokens - (int64_t)ids.n;
+        r->n_prompt = ids.n;
+        ask.prompt = ids.v;
+        ask.n_prompt = ids.n;
+        if (room < 1)
+            why = xasprintf("too_long: the prompt has %zu tokens, the context %lld", ids.n, (long long)info.max_tokens);
+        else if (g->s.grammar && grammar_state_new(g->s.grammar, room < max_new_tokens ? room : max_new_tokens, &r->grammar) < 0)
+            why = xasprintf("too_long: %s", err_text());
+        if (r->grammar && !why) {
+            grammar_token_mask(r->grammar, &r->mask);
+            ask.mask = &r->mask;
+        }
+        rc = why ? fail(g, r->item, why) : engine_submit(g->e, &ask, NULL);
+    }
+    tok_ids_release(&ids);
+    if (rc < 0 || why)
+        part_free(r);
+    else
+        g->n_open++;
+    free(why);
+    return rc;
+}
+
+/* Keeps the engine busy: what decodes, and as much again that waits for a place. */
+static int feed(struct generator *g)
 {
     int rc = ERR_OK;
-    r->q = NULL;
-    grammar_state_free(r->grammar);
-    r->grammar = NULL;
-    while (rc == ERR_OK && !r->q && g->next < g->n && !stop_requested()) {
-        const struct request *q = &g->q[g->next++];
-        char *path = out_path(q->id, "", ".step");
-        bool current = tool_item_current(g->t, q->id, NULL, path);
-        free(path);
-        if (current) {
-            progress_add(1, 0);
-            continue;
-        }
-        if (q->why) {
-            rc = fail(g, q, q->why);
-            continue;
-        }
-        buf_clear(&r->text);
-        r->prompt.n = 0;
-        r->changed = 0;
-        r->n = 0;
-        r->finish = NULL;
-        r->stream = (struct tok_stream){0};
-        r->random = fnv1a((uint64_t)seed * 0x9e3779b97f4a7c15u + FNV_INIT, q->id, strlen(q->id));
-        r->started = now_s();
-        if ((rc = prompt_encode(g->s.tok, q->caption, q->retrieved, &r->prompt)) < 0)
-            break;
-        int64_t room = g->kv->capacity - (int64_t)r->prompt.n;
-        if (room < 1) {
-            char why[160];
-            snprintf(why, sizeof why, "too_long: the prompt has %zu tokens, the context %lld", r->prompt.n, (long long)g->kv->capacity);
-            rc = fail(g, q, why);
-            continue;
-        }
-        if (g->s.grammar && grammar_state_new(g->s.grammar, room < max_new_tokens ? room : max_new_tokens, &r->grammar) < 0) {
-            char *why = xasprintf("too_long: %s", err_text());
-            rc = fail(g, q, why);
-            free(why);
-            continue;
-        }
-        g->kv->length[i] = 0;
-        size_t scope = th_scope_begin();
-        th_tensor *y = model_prefill(g->s.m, g->kv, i, r->prompt.v, r->prompt.n);
-        rc = y ? th_read(y, g->logits) : err_code();
-        th_scope_end(scope);
-        if (rc < 0)
-            break;
-        r->q = q;
-        rc = push(g, r, choose(g, r, g->logits));
-        if (rc == ERR_OK && r->finish) {
-            rc = finish(g, r);
-            r->q = NULL;
+    while (rc == ERR_OK && g->next < g->n && g->n_open < 2 * g->rows && !stop_requested()) {
+        rc = begin(g, &g->q[g->next], g->sample);
+        if (++g->sample == samples) {
+            g->sample = 0;
+            g->next++;
         }
     }
     return rc;
@@ -459,60 +449,22 @@ static int refill(struct generator *g, struct row *r, int64_t i)
 
 static int decode_all(struct generator *g)
 {
-    int64_t vocab = g->s.m->cfg.vocab, rows = g->rows;
-    struct row *r = xcalloc((size_t)rows, sizeof *r);
-    int32_t *ids = xcalloc((size_t)rows, sizeof *ids);
     int rc = ERR_OK;
-    g->logits = xmalloc((size_t)(rows * vocab) * sizeof *g->logits);
-    g->order = xmalloc((size_t)vocab * sizeof *g->order);
-    g->mask = xmalloc(((size_t)vocab / 32 + 1) * sizeof *g->mask);
-    for (int64_t i = 0; i < rows; i++)
-        buf_init(&r[i].text);
-    progress_start("generating", g->n, "parts");
-    for (int64_t i = 0; i < rows && rc == ERR_OK; i++)
-        rc = refill(g, &r[i], i);
-    while (rc == ERR_OK) {
-        int64_t busy = 0;
-        for (int64_t i = 0; i < rows; i++) {
-            busy = r[i].q ? i + 1 : busy; /* rows up to the last busy one */
-            ids[i] = r[i].q ? r[i].last : 0;
-            if (!r[i].q)
-                g->kv->length[i] = 1; /* an idle row decodes into its own first places */
-        }
-        if (!busy)
-            break;
-        size_t scope = th_scope_begin();
-        th_tensor *y = model_decode(g->s.m, g->kv, busy, ids);
-        rc = y ? th_read(y, g->logits) : err_code();
-        th_scope_end(scope);
-        for (int64_t i = 0; i < busy && rc == ERR_OK; i++) {
-            if (!r[i].q)
-                continue;
-            rc = push(g, &r[i], choose(g, &r[i], g->logits + i * vocab));
-            if (rc == ERR_OK && !r[i].finish && g->kv->length[i] >= g->kv->capacity)
-                r[i].finish = "length";
-            if (rc == ERR_OK && r[i].finish && (rc = finish(g, &r[i])) == ERR_OK)
-                rc = refill(g, &r[i], i);
-        }
-        if (stop_requested() && rc == ERR_OK)
-            rc = err_set(ERR_CANCELLED, "stopped by a signal");
-    }
+    progress_start("generating", (g->n - g->next) * (size_t)samples, "parts");
+    g->started = now_s();
+    g->n_open = 0;
+    g->rc = feed(g);
+    while (g->rc == ERR_OK && (rc = engine_step(g->e)) > 0)
+        if (stop_requested())
+            g->rc = err_set(ERR_CANCELLED, "stopped by a signal");
+    if (g->rc == ERR_OK && rc == 0 && stop_requested() && g->next < g->n)
+        g->rc = err_set(ERR_CANCELLED, "stopped by a signal");
     progress_end();
-    for (int64_t i = 0; i < rows; i++) {
-        buf_release(&r[i].text);
-        tok_ids_release(&r[i].prompt);
-        grammar_state_free(r[i].grammar);
-    }
-    free(r);
-    free(ids);
-    free(g->logits);
-    free(g->order);
-    free(g->mask);
-    return rc;
+    return g->rc < 0 ? g->rc : rc;
 }
 
-/* A cache for the requests from `from` on: the longest prompt and its part, within what the model knows. */
-static int open_cache(struct generator *g, size_t from)
+/* An engine for the requests from `from` on: room for the longest prompt and its part, within what the model knows. */
+static int open_engine(struct generator *g, size_t from)
 {
     struct tok_ids ids = {0};
     int64_t longest = 0, max = g->s.m->cfg.max_positions;
@@ -527,15 +479,17 @@ static int open_cache(struct generator *g, size_t from)
             longest = (int64_t)ids.n > longest ? (int64_t)ids.n : longest;
     }
     tok_ids_release(&ids);
-    if (rc < 0)
+    if (rc < 0 || g->e)
         return rc;
-    int64_t capacity = longest + max_new_tokens < max ? longest + max_new_tokens : max;
-    kv_cache_free(g->kv);
-    g->kv = NULL;
-    g->rows = batch < (int64_t)(g->n - from) ? batch : (int64_t)(g->n - from);
-    rc = kv_cache_new(g->s.m, g->rows, capacity, &g->kv);
-    return rc == ERR_NOMEM ? err_wrap("a cache for %lld sequences of %lld tokens: lower --batch or --max-new-tokens",
-                                      (long long)g->rows, (long long)capacity) : rc;
+    struct engine_options o = {.max_tokens = longest + max_new_tokens, .vocab = tok_n_ids(g->s.tok), .tok = g->s.tok, .fp8 = !strcmp(weights, "fp8"),
+                               .threads = g->t->threads};
+    int64_t n = (int64_t)(g->n - from) * samples;
+    g->rows = o.max_batch = batch < n ? batch : n;
+    if (o.max_tokens > max || g->asks) /* who asks may ask for more */
+        o.max_tokens = max;
+    if (o.fp8)
+        rc = engine_round_fp8(g->s.m);
+    return rc == ERR_OK ? engine_new(g->s.m, &o, &g->e) : rc;
 }
 
 /* What can be said without the weights is said before they are read. */
@@ -552,7 +506,7 @@ static int run(struct generator *g, size_t from)
 {
     int rc = retrieve(g, from);
     if (rc == ERR_OK)
-        rc = open_cache(g, from);
+        rc = open_engine(g, from);
     return rc == ERR_OK ? decode_all(g) : rc;
 }
 
@@ -572,7 +526,7 @@ static int ask(struct generator *g)
         do {
             free(path);
             snprintf(id, sizeof id, "part-%d", number++);
-            path = out_path(id, "", ".step");
+            path = out_path(&(struct request){.id = id}, 0, "", ".step");
         } while (path_exists(path));
         free(path);
         add_request(g, id, line, NULL, NULL);
@@ -604,6 +558,8 @@ int main(int argc, char **argv)
             rc = err_set(ERR_USAGE, "--preview on: there is no step-render beside this program");
         g.draws = false;
     }
+    if (rc == ERR_OK && samples > 1 && temperature <= 0)
+        rc = err_set(ERR_USAGE, "--samples %lld would all be the same: give a --temperature", (long long)samples);
     if (rc == ERR_OK && !out_dir)
         rc = err_set(ERR_USAGE, "--out DIR is due");
     if (rc == ERR_OK)
@@ -624,12 +580,14 @@ int main(int argc, char **argv)
         if (!g.asks)
             log_note("%lld tokens in %.1f s, %.0f tokens/s", (long long)g.n_tokens, now_s() - t0, rate);
         rc = tool_metric(&t, 0, "tokens_per_s", rate);
+        if (rc == ERR_OK)
+            rc = tool_metric(&t, 0, "tokens_per_step", (double)g.n_tokens / (double)(g.n_steps ? g.n_steps : 1));
         if (rc == ERR_OK && g.s.grammar)
             rc = tool_metric(&t, 0, "grammar_changed_share", (double)g.n_changed / (double)g.n_tokens);
     }
 out:;
     int code = tool_finish(&t, rc);
-    kv_cache_free(g.kv);
+    engine_free(g.e);
     session_close(&g.s);
     return code;
 }

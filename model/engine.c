@@ -18,6 +18,7 @@ struct seq {
     int32_t *text;           /* prompt and what came; all but the last is in the cache */
     size_t n, cap;
     struct draft *draft;
+    double hope;             /* guesses worth verifying, by how the last ones did */
     struct engine_result result;
     double submitted, started;
     bool cancelled, over;
@@ -242,6 +243,7 @@ static int admit(struct engine *e)
         if (s->n > 1 && (rc = e->way.prefill(&e->way, at, s->text, s->n - 1)) < 0)
             return rc;
         if (s->q.draft > 0 && e->way.max_a_place > 1) {
+            s->hope = (double)s->q.draft;
             s->draft = draft_new(e->tok);
             for (size_t i = 0; i < s->n; i++)
                 draft_add(s->draft, s->text[i]);
@@ -261,6 +263,9 @@ static int64_t columns(struct engine *e, struct seq *s, int64_t most, struct eng
     most = most < e->way.max_a_place ? most : e->way.max_a_place;
     most = most < left ? most : left; /* the last column's token is the last there is room for */
     most = most < s->q.draft + 1 ? most : s->q.draft + 1;
+    int64_t worth = (int64_t)s->hope + 1;
+    worth = worth > e->way.free_columns / e->n_active ? worth : e->way.free_columns / e->n_active;
+    most = most < worth ? most : worth;
     if (s->draft && most > 1) {
         n += (int64_t)draft_guess(s->draft, guess, (size_t)(most - 1 < 64 ? most - 1 : 64));
         for (int64_t i = 1; i < n; i++)
@@ -285,6 +290,7 @@ static int choose_masked(struct engine *e, struct seq *s, int64_t column, int32_
 static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
 {
     int rc = ERR_OK;
+    int64_t before = s->result.accepted;
     s->result.steps++;
     for (int64_t i = 0; i < n && !s->over; i++) {
         int32_t id = e->chosen[at + i];
@@ -295,6 +301,11 @@ static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
         if (s->over || i + 1 == n || id != e->col[at + i + 1].token)
             break;
         s->result.accepted++;
+    }
+    if (n > 1) { /* all right: try more; else about twice what was */
+        int64_t hit = s->result.accepted - before;
+        s->hope = hit == n - 1 ? s->hope * 1.5 + 1 : 0.75 * s->hope + 0.25 * (2.0 * (double)hit + 1);
+        s->hope = s->hope < (double)s->q.draft ? s->hope : (double)s->q.draft;
     }
     return ERR_OK;
 }
@@ -431,7 +442,7 @@ int engine_aten(struct model *m, const struct engine_options *o, struct engine_w
     a->ids = xcalloc((size_t)n, sizeof *a->ids);
     a->row = xcalloc((size_t)n, sizeof *a->row);
     a->scratch = xcalloc((size_t)m->cfg.vocab, sizeof *a->scratch);
-    *out = (struct engine_way){.name = "aten", .max_columns = n, .max_a_place = 1, .state = a, .reserve = aten_reserve,
+    *out = (struct engine_way){.name = "aten", .max_columns = n, .max_a_place = 1, .free_columns = 1, .state = a, .reserve = aten_reserve,
                                .release = aten_release, .prefill = aten_prefill, .step = aten_step, .choose = aten_choose,
                                .logits = aten_logits, .free = aten_free};
     int rc = kv_cache_new(m, n, tokens, &a->kv);
