@@ -414,7 +414,7 @@ static int pair_done(void *ctx, const struct pool_item *it)
         s->shape2[s->n_ok++] = o.reference ? r->scd_two_sided : r->best.shape_forward + r->best.shape_backward;
         tool_print(s->tool, "%s: scd %.6g, two-sided %.6g\n", p->name, r->scd, r->scd_two_sided);
     }
-    char *why = reason ? xasprintf("%s: %s", status, reason) : NULL;
+    char *why = !reason ? NULL : g && g->failure ? xasprintf("%s: %s (%s)", status, reason, g->path) : xasprintf("%s: %s", status, reason);
     char *input = both ? xasprintf("%s\n%s", g->path, q->path) : NULL;
     int rc = tool_item(s->tool, &(struct run_item){.item = p->name, .state = !reason ? "done" : both ? "failed" : "skipped", .reason = why,
                                                    .seconds = it->seconds, .input = input, .result = line.s});

@@ -15,6 +15,7 @@ struct csv {
     struct file_map map;
     const char *p, *end;
     size_t line; /* of p */
+    bool skip;   /* what is left of the row at p was found bad */
     char **names;
     size_t n_columns, cap_names;
     struct buf text;  /* the row's fields, each with its NUL */
@@ -75,6 +76,9 @@ static int read_quoted(struct csv *c, size_t first_line)
 /* 1, 0 at the end, or an error. */
 static int read_row(struct csv *c, size_t *line)
 {
+    if (c->skip)
+        skip_line(c);
+    c->skip = false;
     while (at_break(c))
         take_break(c);
     *line = c->line;
@@ -90,21 +94,17 @@ static int read_row(struct csv *c, size_t *line)
         if (rc < 0)
             return rc;
         const char *run = c->p;
-        while (c->p < c->end && *c->p != ',' && *c->p != '\n' && *c->p != '\r')
+        while (c->p < c->end && *c->p != ',' && *c->p != '\n' && *c->p != '\r' && *c->p && c->p - run <= ROW_MAX)
             c->p++;
-        if (quoted && c->p > run) {
-            skip_line(c);
+        c->skip = true;
+        if (quoted && c->p > run)
             return err_set(ERR_FORMAT, "%s:%zu: text after the closing quote of field %zu", c->path, *line, c->n);
-        }
         buf_add(&c->text, run, (size_t)(c->p - run));
-        if (c->text.n > ROW_MAX) {
-            skip_line(c);
+        if (c->text.n > ROW_MAX)
             return err_set(ERR_NOMEM, "%s:%zu: the row is over 64 MB", c->path, *line);
-        }
-        if (memchr(c->text.s + c->at[c->n - 1], 0, c->text.n - c->at[c->n - 1])) {
-            skip_line(c);
+        if ((c->p < c->end && !*c->p) || memchr(c->text.s + c->at[c->n - 1], 0, c->text.n - c->at[c->n - 1]))
             return err_set(ERR_FORMAT, "%s:%zu: a NUL byte in field %zu", c->path, *line, c->n);
-        }
+        c->skip = false;
         buf_putc(&c->text, 0);
         if (c->p == c->end)
             return 1;

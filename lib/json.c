@@ -60,28 +60,6 @@ void jw_end(struct jw *j)
     buf_putc(j->out, j->level[j->depth].close);
 }
 
-/* Length of the valid UTF-8 sequence at s (1..4) and its code point; 0 if none. */
-static int utf8_at(const unsigned char *s, size_t n, uint32_t *cp)
-{
-    if (s[0] < 0x80) {
-        *cp = s[0];
-        return 1;
-    }
-    int len = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || (size_t)len > n)
-        return 0;
-    uint32_t c = s[0] & (0x7fu >> len);
-    for (int i = 1; i < len; i++) {
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-        c = c << 6 | (s[i] & 0x3fu);
-    }
-    if ((len == 3 && c < 0x800) || (len == 4 && (c < 0x10000 || c > 0x10ffff)) || (c >= 0xd800 && c < 0xe000))
-        return 0;
-    *cp = c;
-    return len;
-}
-
 static void quoted(struct jw *j, const char *str, size_t n)
 {
     struct buf *b = j->out;

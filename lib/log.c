@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/mem.h"
+
 bool log_quiet;
 static const char *tool_name = "";
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -68,13 +70,29 @@ static void bar_clear(void)
     bar.drawn = false;
 }
 
+/* A message may quote what a file holds: one line of it comes out, and nothing that a terminal would obey. */
+static void make_printable(char *s)
+{
+    for (unsigned char *p = (unsigned char *)s, *end = p + strlen(s); p < end;) {
+        uint32_t cp = 0;
+        int n = utf8_at(p, (size_t)(end - p), &cp);
+        if (!n || (cp < 32 && cp != '\t') || (cp >= 127 && cp < 160)) {
+            *p = '?';
+            for (int i = 1; i < n; i++)
+                p[i] = '?';
+        }
+        p += n ? n : 1;
+    }
+}
+
 static void message(const char *level, const char *fmt, va_list ap)
 {
+    char text[4096];
+    vsnprintf(text, sizeof text, fmt, ap);
+    make_printable(text);
     pthread_mutex_lock(&lock);
     bar_clear();
-    fprintf(stderr, "%s: %s", tool_name, level);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s: %s%s\n", tool_name, level, text);
     pthread_mutex_unlock(&lock);
 }
 

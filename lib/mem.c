@@ -202,23 +202,37 @@ void arena_release(struct arena *a)
     *a = ARENA_INIT;
 }
 
+/* ---- UTF-8 ---- */
+
+int utf8_at(const unsigned char *s, size_t n, uint32_t *cp)
+{
+    if (s[0] < 0x80) {
+        *cp = s[0];
+        return 1;
+    }
+    int len = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    if (s[0] < 0xc2 || s[0] > 0xf4 || (size_t)len > n)
+        return 0;
+    uint32_t c = s[0] & (0x7fu >> len);
+    for (int i = 1; i < len; i++) {
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+        c = c << 6 | (s[i] & 0x3fu);
+    }
+    if ((len == 3 && c < 0x800) || (len == 4 && (c < 0x10000 || c > 0x10ffff)) || (c >= 0xd800 && c < 0xe000))
+        return 0;
+    *cp = c;
+    return len;
+}
+
 bool utf8_valid(const char *s, size_t n)
 {
-    const unsigned char *p = (const unsigned char *)s, *end = p + n;
-    while (p < end) {
-        unsigned char c = *p++;
-        if (c < 0x80)
-            continue;
-        int more = c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xf0 && c < 0xf5 ? 3 : 0;
-        if (!more || end - p < more)
+    uint32_t cp;
+    for (size_t i = 0; i < n;) {
+        int len = utf8_at((const unsigned char *)s + i, n - i, &cp);
+        if (!len)
             return false;
-        unsigned lo = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80, hi = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
-        if (*p < lo || *p > hi)
-            return false;
-        for (int i = 1; i < more; i++)
-            if (p[i] < 0x80 || p[i] > 0xbf)
-                return false;
-        p += more;
+        i += (size_t)len;
     }
     return true;
 }

@@ -62,9 +62,6 @@ static inline void buf_putc(struct buf *b, char c)
     b->s[b->n] = 0;
 }
 
-/* Whether s is well-formed UTF-8 (no surrogates, no overlong forms). */
-bool utf8_valid(const char *s, size_t n);
-
 /* Decimal digits of v, faster than printf. */
 void buf_put_u64(struct buf *b, uint64_t v);
 
@@ -99,5 +96,11 @@ void arena_release(struct arena *a);
     } while (0)
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof *(a))
+
+/* ---- UTF-8 ---- */
+/* Length of the valid UTF-8 sequence at s (1..4) and its code point; 0 if none.  n > 0 bytes are there. */
+int utf8_at(const unsigned char *s, size_t n, uint32_t *cp);
+/* Whether s is well-formed UTF-8 (no surrogates, no overlong forms). */
+bool utf8_valid(const char *s, size_t n);
 
 #endif

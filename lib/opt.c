@@ -312,6 +312,12 @@ int opt_config(struct opt *const tables[], int n, const char *path, const char *
     for (int t = 0; t < n; t++)
         for (struct opt *o = tables[t]; o && o->name; o++)
             was_set[at++] = o->set;
+    for (size_t i = 0, line = 1; i < m.size && rc == ERR_OK; i++) {
+        unsigned char c = (unsigned char)m.data[i];
+        line += c == '\n';
+        if ((c < 32 && c != '\n' && c != '\r' && c != '\t') || c == 127)
+            rc = err_set(ERR_USAGE, "%s:%zu: is no text: a byte %d", path, line, c);
+    }
     char *text = xstrndup(m.data, m.size), *save = text;
     file_unmap(&m);
     bool mine = true, in_section = false;

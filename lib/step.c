@@ -357,6 +357,7 @@ void step_string_encode(const char *s, size_t n, struct buf *out)
 struct type_slot {
     uint64_t hash;
     uint32_t type; /* STEP_NONE: free */
+    uint32_t n;    /* length of the name */
 };
 struct step_index {
     struct arena arena; /* type names */
@@ -370,19 +371,19 @@ struct step_index {
     bool dense;
 };
 
-/* FNV-1a eight bytes at a time: keywords are long. */
+/* Length, first and last bytes tell nearly all keywords apart; the names are compared anyway. */
 static inline uint64_t name_hash(const char *s, size_t n)
 {
-    uint64_t h = FNV_INIT ^ n, w;
-    for (; n >= 8; n -= 8, s += 8) {
-        memcpy(&w, s, 8);
-        h = (h ^ w) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 32;
+    uint64_t a = 0, b = 0;
+    if (n >= 8) {
+        memcpy(&a, s, 8);
+        memcpy(&b, s + n - 8, 8);
+    } else {
+        memcpy(&a, s, n);
     }
-    w = 0;
-    memcpy(&w, s, n);
-    h = (h ^ w) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 29;
+    uint64_t h = (a ^ n) * 0x9e3779b97f4a7c15u;
+    h = (h ^ h >> 32 ^ b) * 0xd6e8feb86659fd93u;
+    return h ^ h >> 32;
 }
 
 static uint32_t type_slot(const struct step_index *x, uint64_t h, const char *s, size_t n)
@@ -391,7 +392,7 @@ static uint32_t type_slot(const struct step_index *x, uint64_t h, const char *s,
         uint32_t type = x->slots[i].type;
         if (type == STEP_NONE)
             return (uint32_t)i;
-        if (x->slots[i].hash == h && !strncmp(x->type_names[type], s, n) && !x->type_names[type][n])
+        if (x->slots[i].hash == h && x->slots[i].n == n && !memcmp(x->type_names[type], s, n))
             return (uint32_t)i;
     }
 }
@@ -426,7 +427,7 @@ static uint32_t intern(struct step_file *f, const char *s, size_t n)
         return slot->type;
     ARRAY_GROW(x->type_names, x->type_cap, f->n_types + 1);
     x->type_names[f->n_types] = arena_strndup(&x->arena, s, n);
-    *slot = (struct type_slot){.hash = h, .type = (uint32_t)f->n_types};
+    *slot = (struct type_slot){.hash = h, .type = (uint32_t)f->n_types, .n = (uint32_t)n};
     return (uint32_t)f->n_types++;
 }
 
@@ -477,8 +478,9 @@ static int index_ids(struct step_file *f, unsigned flags)
                               (unsigned long long)id);
     }
     for (size_t i = 0; i < f->n_refs; i++) {
-        f->refs[i].target = step_find(f, step_ref_id(f->text + f->refs[i].off));
-        f->n_dangling += f->refs[i].target == STEP_NONE;
+        struct step_ref *r = &f->refs[i];
+        r->target = step_find(f, r->target != STEP_NONE ? r->target : step_ref_id(f->text + r->off));
+        f->n_dangling += r->target == STEP_NONE;
     }
     return ERR_OK;
 }
@@ -551,14 +553,91 @@ static int take_line(struct parser *ps, const char *word)
     return ERR_OK;
 }
 
+enum params { FIRST, VALUE, AFTER }; /* behind '(', behind ',', behind a value */
+
+/* As far as parameters are the usual and well-formed ones: returns where something else stands, or the ')' that
+ * closes the record.  Speed is its one reason: it takes a value straight from its first byte, where the loop of
+ * parse_params() makes a token first.  Up to 2^32 - 2 a reference's number is left in its target. */
+static const char *plain_params(struct parser *ps, int *depth, enum params *state)
+{
+    struct step_file *f = ps->f;
+    const char *p = ps->p, *end = ps->end, *q;
+    for (; p < end; p = q) {
+        q = p + 1;
+        switch (*p) {
+        case '\n': case '\r': case ' ':
+            continue;
+        case ',':
+            if (*state != AFTER)
+                return p;
+            *state = VALUE;
+            continue;
+        case '(':
+            if (*state == AFTER || *depth >= STEP_MAX_DEPTH)
+                return p;
+            ++*depth;
+            *state = FIRST;
+            continue;
+        case ')':
+            if (*state == VALUE || *depth == 1)
+                return p;
+            --*depth;
+            *state = AFTER;
+            continue;
+        default:
+            if (*state == AFTER)
+                return p;
+        }
+        switch (*p) {
+        case '#': {
+            uint64_t id = 0;
+            for (; q < end && IS(*q, C_DIGIT); q++)
+                id = id * 10 + (uint64_t)(*q - '0');
+            if (q - p < 2 || q - p > 19 || (q < end && IS(*q, C_UPPER | C_LOWER)))
+                return p;
+            ARRAY_GROW(f->refs, ps->ref_cap, f->n_refs + 1);
+            f->refs[f->n_refs++] = (struct step_ref){.off = (uint32_t)(p - f->text), .target = id < STEP_NONE ? (uint32_t)id : STEP_NONE};
+            break;
+        }
+        case '0' ... '9': case '-': {
+            struct step_token t;
+            q = p;
+            if (lex_number(&q, end, &t) == STEP_BAD)
+                return p;
+            break;
+        }
+        case '\'':
+            if (end - p > 2 && p[1] == '\'' && p[2] != '\'')
+                q = p + 2;
+            else if (!(q = step_string_end(p, end)))
+                return p;
+            break;
+        case '.':
+            while (q < end && IS(*q, C_UPPER))
+                q++;
+            if (q >= end || *q != '.' || q - p < 2)
+                return p;
+            q++;
+            break;
+        case '$': case '*':
+            break;
+        default:
+            return p;
+        }
+        *state = AFTER;
+    }
+    return p;
+}
+
 /* Parameters from the token behind '(' up to the matching ')', which becomes the token
  * in hand.  Parentheses of lists and of typed parameters close alike, so a count does. */
 static int parse_params(struct parser *ps)
 {
     struct step_file *f = ps->f;
     int depth = 1;
-    enum { FIRST, VALUE, AFTER } state = FIRST;
+    enum params state = FIRST;
     for (;;) {
+        ps->p = plain_params(ps, &depth, &state);
         advance(ps);
         switch (ps->kind) {
         case STEP_COMMA:
@@ -588,7 +667,7 @@ static int parse_params(struct parser *ps)
             if (state == AFTER)
                 return due(ps, "',' or ')'");
             ARRAY_GROW(f->refs, ps->ref_cap, f->n_refs + 1);
-            f->refs[f->n_refs++] = (struct step_ref){.off = (uint32_t)(ps->t.s - f->text)};
+            f->refs[f->n_refs++] = (struct step_ref){.off = (uint32_t)(ps->t.s - f->text), .target = STEP_NONE};
             state = AFTER;
             continue;
         case STEP_INT: case STEP_REAL: case STEP_STRING: case STEP_BINARY: case STEP_ENUM:

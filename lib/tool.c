@@ -1,6 +1,7 @@
 #include "lib/tool.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -157,6 +158,7 @@ void tool_start(struct tool *t, const struct tool_spec *spec, int argc, char **a
     t->db_path = db_path;
     argv_text = quote_argv(argc, argv);
     stop_install();
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is then an error of write(), as a full disk is */
 }
 
 int tool_begin(struct tool *t)

@@ -434,6 +434,10 @@ static int set_up(struct captioning *c)
             return rc;
         buf_add(&c->prompt, m.data, m.size);
         file_unmap(&m);
+        if (!c->prompt.n)
+            return err_set(ERR_FORMAT, "--prompt %s: is empty", prompt_path);
+        if (memchr(c->prompt.s, 0, c->prompt.n) || !utf8_valid(c->prompt.s, c->prompt.n))
+            return err_set(ERR_FORMAT, "--prompt %s: is no UTF-8 text", prompt_path);
     }
     return ERR_OK;
 }

@@ -452,6 +452,17 @@ static int run(struct tool *t, const int percent[N_SETS])
     return rc;
 }
 
+/* Before anything is written. */
+static int check_steps(void)
+{
+    struct file_list l = {0};
+    int rc = !steps ? ERR_OK : !path_is_dir(steps) ? err_set(ERR_IO, "%s: is no folder of STEP files", steps) : file_list_add(&l, steps, STEP_SUFFIXES);
+    if (rc == ERR_OK && steps && !l.n)
+        rc = err_set(ERR_IO, "%s: holds no .step or .stp file", steps);
+    file_list_release(&l);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     struct tool t;
@@ -460,6 +471,8 @@ int main(int argc, char **argv)
     int rc = parse_ratios(percent);
     if (rc == ERR_OK && !!parts_file != (group_by && !strcmp(group_by, "sizes")))
         rc = err_set(ERR_USAGE, "--group-by sizes and --parts FILE go together");
+    if (rc == ERR_OK)
+        rc = check_steps();
     if (rc == ERR_OK)
         rc = tool_begin(&t);
     if (rc == ERR_OK)

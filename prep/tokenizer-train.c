@@ -578,7 +578,7 @@ static int run(struct trainer *t)
     if (rc == ERR_OK)
         rc = read_all(t);
     if (rc == ERR_OK && !t->bytes)
-        rc = err_set(ERR_FORMAT, "there is no text to learn from");
+        rc = err_set(ERR_FORMAT, "%s: holds no text to learn from", t->tool->args.v[0]);
     if (rc == ERR_OK)
         rc = learn(t);
     if (rc == ERR_OK)

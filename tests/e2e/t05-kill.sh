@@ -2,14 +2,14 @@
 # Every tool that does work, killed with SIGKILL at random moments and started again: the same files, the same
 # results and the same records as of an undisturbed run, no finished item worked on twice, nothing left over.
 #
-#   KILLS=3      kills of each tool          SEED=N   of the moments       TOOLS="synth chamfer"  these only
+#   KILLS=2      kills of each tool          SEED=N   of the moments       TOOLS="synth chamfer"  these only
 #
 # `make torture` runs it with KILLS=25.
 set -u
 BIN=${BIN:-build/bin}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 case $BIN in /*) ;; *) BIN=$PWD/$BIN ;; esac
-kills=${KILLS:-3} seed=${SEED:-$RANDOM} only=${TOOLS:-}
+kills=${KILLS:-2} seed=${SEED:-$RANDOM} only=${TOOLS:-}
 RANDOM=$seed
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 fail() { echo "FAIL: $* (SEED=$seed)"; [ ! -s "$dir/err" ] || tail -n 5 "$dir/err"; exit 1; }
