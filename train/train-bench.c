@@ -6,12 +6,13 @@
 
 #include "lib/safetensors.h"
 #include "lib/tool.h"
+#include "model/dataset.h"
 #include "model/optim.h"
 
 static const char *model_dir, *ids_file, *dump, *lengths_file, *adapter_dir;
 static const char *init = "random", *method = "lora", *memory = "auto", *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw8bit";
 static bool profile;
-static int64_t batch = 2, seq = 4096, steps = 8, warm = 3, lora_r = 16, accumulation = 1;
+static int64_t batch = 2, seq = 4096, steps = 8, warm = 3, lora_r = 16, accumulation = 1, pass_tokens = 32768;
 static double response = 0.5, lora_alpha = 16, rate = 5e-5, peak_tflops = 989;
 
 static struct opt options[] = {
@@ -23,7 +24,8 @@ static struct opt options[] = {
     {.name = "lora.alpha", .type = OPT_REAL, .value = &lora_alpha, .arg = "X", .help = "the adapter counts alpha / r", .min = 1e-6, .max = 1e6},
     {.name = "batch-size", .type = OPT_INT, .value = &batch, .arg = "N", .help = "sequences a pass", .min = 1, .max = 1e6},
     {.name = "length", .type = OPT_INT, .value = &seq, .arg = "N", .help = "tokens of each", .min = 2, .max = 1e7},
-    {.name = "lengths", .type = OPT_STR, .value = &lengths_file, .arg = "FILE", .help = "tokens of each, one number a line, instead; --batch-size of them a pass"},
+    {.name = "lengths", .type = OPT_STR, .value = &lengths_file, .arg = "FILE", .help = "tokens of each, one number a line, instead; --batch-size of them a step"},
+    {.name = "pass-tokens", .type = OPT_INT, .value = &pass_tokens, .arg = "N", .help = "with --lengths: those of a step are packed into passes of up to N tokens", .min = 2, .max = 1e9},
     {.name = "response", .type = OPT_REAL, .value = &response, .arg = "X", .help = "share of them, at the end, that the loss covers", .min = 0.0001, .max = 1},
     {.name = "ids", .type = OPT_STR, .value = &ids_file, .arg = "FILE", .help = "their ids, int32, instead of random ones"},
     {.name = "accumulation", .type = OPT_INT, .value = &accumulation, .arg = "N", .help = "passes a step", .min = 1, .max = 65536},
@@ -53,7 +55,7 @@ struct bench {
     struct tool *t;
     struct model *m;
     struct adamw *opt;
-    struct sequence *v;   /* all; a pass takes `batch` of them */
+    struct sequence *v;   /* all; a step takes the next `batch` of them, `accumulation` times */
     int32_t *ids;
     size_t n;
     enum th_device device;
@@ -136,7 +138,7 @@ static double needed(const struct model *m, const struct sequence *v, size_t n)
     return all;
 }
 
-/* The passes of step `i`: `accumulation` of `batch` sequences. */
+/* The i-th `batch` sequences. */
 static void sequences_of(const struct bench *b, int64_t i, const struct sequence **v, size_t *n)
 {
     size_t each = (size_t)batch < b->n ? (size_t)batch : b->n, passes = b->n / each;
@@ -157,8 +159,18 @@ static int one_step(struct bench *b, int64_t i, double *flops, size_t *tokens)
             covered += v[j].n - v[j].response;
             all += v[j].n;
         }
-        rc = model_loss(b->m, v, n, true, 1.0 / (double)covered, NULL, &did);
         *flops += needed(b->m, v, n);
+        size_t *pass = xcalloc(n, sizeof *pass), passes = lengths_file ? dataset_pack(v, n, (size_t)pass_tokens, pass) : 1;
+        struct sequence *in = xmalloc(n * sizeof *in);
+        for (size_t p = 0; p < passes && rc == ERR_OK; p++) {
+            size_t m = 0;
+            for (size_t j = 0; j < n; j++)
+                if (pass[j] == p)
+                    in[m++] = v[j];
+            rc = model_loss(b->m, in, m, true, 1.0 / (double)covered, NULL, &did);
+        }
+        free(pass);
+        free(in);
     }
     *tokens = all;
     return rc < 0 ? rc : adamw_step(b->opt, rate, 1);
@@ -219,9 +231,9 @@ static int time_steps(struct bench *b)
     qsort(took, (size_t)steps, sizeof *took, by_value);
     double median = lengths_file ? all / (double)steps : took[steps / 2], each = (double)all_tokens / (double)steps;
     double tflops = worked / (double)steps / median / 1e12;
-    tool_print(b->t, "%s %s, %lld x %lld x %lld: %.0f tokens/s, %.1f ms a step (%.1f to %.1f), %.0f TFLOP/s (MFU %.1f %%), peak %.2f GiB, loss %.4f, norm %.4f\n",
+    tool_print(b->t, "%s %s, %lld x %lld x %lld: %.0f tokens/s, %.1f ms a step (%.1f to %.1f), %.0f TFLOP/s (MFU %.1f %%), peak %.2f GiB (%.2f held), loss %.4f, norm %.4f\n",
                method, memory, (long long)accumulation, (long long)batch, (long long)(lengths_file ? 0 : seq), each / median, median * 1e3, took[0] * 1e3,
-               took[steps - 1] * 1e3, tflops, 100 * tflops / peak_tflops, (double)peak / (1 << 30), losses[0], norm);
+               took[steps - 1] * 1e3, tflops, 100 * tflops / peak_tflops, (double)peak / (1 << 30), (double)th_memory_reserved(b->device) / (1 << 30), losses[0], norm);
     struct buf s = BUF_INIT;
     struct jw j = JW_INIT(&s);
     jw_object(&j);
@@ -233,6 +245,7 @@ static int time_steps(struct bench *b)
     jw_kv_real(&j, "step_s", median);
     jw_kv_real(&j, "tflops", tflops);
     jw_kv_real(&j, "peak_gib", (double)peak / (1 << 30));
+    jw_kv_real(&j, "reserved_gib", (double)th_memory_reserved(b->device) / (1 << 30));
     jw_kv_real(&j, "loss", losses[0]);
     jw_end(&j);
     tool_json_line(b->t, s.s);
