@@ -3,6 +3,7 @@
 #include "kernels/train.h"
 
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 #include <math.h>
 
@@ -75,6 +76,32 @@ template <int N> __device__ __forceinline__ void store(bf16 *p, const float *v)
     }
 }
 
+// 8 values as e4m3
+__device__ __forceinline__ void store_q(uint8_t *p, const float *v, float inverse)
+{
+    __nv_fp8x2_storage_t h[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        h[i] = __nv_cvt_float2_to_fp8x2(make_float2(v[2 * i] * inverse, v[2 * i + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
+    *(uint2 *)p = *(uint2 *)h;
+}
+
+__device__ __forceinline__ float largest(const float *v, float top)
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        top = fmaxf(top, fabsf(v[i]));
+    return top;
+}
+
+__device__ __forceinline__ float warp_max(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
+    return v;
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll
@@ -103,9 +130,27 @@ __device__ __forceinline__ float row_sum(float v, float *shared)
     return v;
 }
 
+// Likewise their largest.
+__device__ __forceinline__ float row_max(float v, float *shared)
+{
+    v = warp_max(v);
+    int warps = blockDim.x / 32;
+    if (warps == 1)
+        return v;
+    int first = threadIdx.y * warps;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        shared[first + threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0;
+    for (int i = 0; i < warps; i++)
+        v = fmaxf(v, shared[first + i]);
+    return v;
+}
+
 template <typename T, int C> // C: how often the threads of a row span it
 __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, const T *add, const T *w, float eps, T *sum, T *y,
-                                            int64_t ld_y, float *rstd)
+                                            int64_t ld_y, float *rstd, uint8_t *q, float *qs)
 {
     __shared__ float shared[8];
     for (int64_t at = (int64_t)blockIdx.x * blockDim.y; at < rows; at += (int64_t)gridDim.x * blockDim.y) {
@@ -143,9 +188,46 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
             load<8>(w + j, wv);
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                v[c][i] = rounded<T>(v[c][i] * r) * wv[i];
+                v[c][i] = rounded<T>(rounded<T>(v[c][i] * r) * wv[i]);
             store<8>(y + row * ld_y + j, v[c]);
         }
+        if (!q)
+            continue;
+        float top = 0;
+#pragma unroll
+        for (int c = 0; c < C; c++)
+            if (on && (c * blockDim.x + threadIdx.x) * 8 < d)
+                top = largest(v[c], top);
+        top = row_max(top, shared);
+        float inverse = top > 0 ? 448 / top : 0;
+        if (on && threadIdx.x == 0)
+            qs[row] = top / 448;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            int j = (c * blockDim.x + threadIdx.x) * 8;
+            if (on && j < d)
+                store_q(q + row * d + j, v[c], inverse);
+        }
+    }
+}
+
+// A block a row; the second reading comes from the cache.
+template <typename T> __global__ void __launch_bounds__(256) quantize_rows(int cols, const T *x, int64_t ld, uint8_t *q, float *qs)
+{
+    __shared__ float shared[8];
+    int64_t row = blockIdx.x;
+    float v[8], top = 0;
+    for (int j = threadIdx.x * 8; j < cols; j += 256 * 8) {
+        load<8>(x + row * ld + j, v);
+        top = largest(v, top);
+    }
+    top = row_max(top, shared);
+    float inverse = top > 0 ? 448 / top : 0;
+    if (threadIdx.x == 0)
+        qs[row] = top / 448;
+    for (int j = threadIdx.x * 8; j < cols; j += 256 * 8) {
+        load<8>(x + row * ld + j, v);
+        store_q(q + row * cols + j, v, inverse);
     }
 }
 
@@ -315,6 +397,81 @@ template <typename T> __global__ void swiglu_back(int64_t n, int each, int64_t f
         store<8>(act + row * ld + j, a);
 }
 
+// The same with 8-bit results: a block a row, which its threads keep in registers, C times 8 values each.
+template <typename T, int C>
+__global__ void __launch_bounds__(512) swiglu_q(int f, const T *gu, T *act, int64_t ld, uint8_t *q, float *qs)
+{
+    __shared__ float shared[16];
+    int64_t row = blockIdx.x;
+    float a[C][8], top = 0;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        float g[8];
+        if (j >= f)
+            continue;
+        load<8>(gu + row * 2 * f + j, g);
+        load<8>(gu + row * 2 * f + f + j, a[c]);
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            a[c][k] = rounded<T>(a[c][k] * g[k] / (1 + __expf(-g[k])));
+        store<8>(act + row * ld + j, a[c]);
+        top = largest(a[c], top);
+    }
+    top = row_max(top, shared);
+    float inverse = top > 0 ? 448 / top : 0;
+    if (threadIdx.x == 0)
+        qs[row] = top / 448;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        if (j < f)
+            store_q(q + row * f + j, a[c], inverse);
+    }
+}
+
+template <typename T, int C>
+__global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_act, T *act, int64_t ld, uint8_t *q, float *qs)
+{
+    __shared__ float shared[16];
+    int64_t row = blockIdx.x;
+    float g[C][8], u[C][8], top = 0;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        float d[8], a[8];
+        if (j >= f)
+            continue;
+        load<8>(gu + row * 2 * f + j, g[c]);
+        load<8>(gu + row * 2 * f + f + j, u[c]);
+        load<8>(d_act + row * f + j, d);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            float s = 1 / (1 + __expf(-g[c][k])), silu = g[c][k] * s;
+            a[k] = silu * u[c][k];
+            g[c][k] = rounded<T>(d[k] * u[c][k] * s * (1 + g[c][k] * (1 - s)));
+            u[c][k] = rounded<T>(d[k] * silu);
+        }
+        store<8>(gu + row * 2 * f + j, g[c]);
+        store<8>(gu + row * 2 * f + f + j, u[c]);
+        if (act)
+            store<8>(act + row * ld + j, a);
+        top = largest(g[c], largest(u[c], top));
+    }
+    top = row_max(top, shared);
+    float inverse = top > 0 ? 448 / top : 0;
+    if (threadIdx.x == 0)
+        qs[row] = top / 448;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        if (j >= f)
+            continue;
+        store_q(q + row * 2 * f + j, g[c], inverse);
+        store_q(q + row * 2 * f + f + j, u[c], inverse);
+    }
+}
+
 // ---- cross-entropy: a block a row; the maximum and the sum in one pass, the gradient in a second ----
 
 __device__ __forceinline__ void merge(float &m, float &s, float m2, float s2)
@@ -435,12 +592,18 @@ int norm_grid(int64_t rows, dim3 block, int64_t most)
     case 3: case 4: { enum { C = 4 }; call; break; } default: return (int)cudaErrorInvalidValue; } } while (0)
 
 int k_rms_norm(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps, void *sum,
-               void *y, int64_t ld_y, float *rstd)
+               void *y, int64_t ld_y, float *rstd, void *q, float *qs)
 {
     int span;
     dim3 block = norm_block(d, &span);
     int grid = norm_grid(rows, block, 132 * 16);
-    BOTH(SPANS((norm<T, C><<<grid, block, 0, S>>>(rows, (int)d, (const T *)x, (const T *)add, (const T *)w, eps, (T *)sum, (T *)y, ld_y, rstd))));
+    BOTH(SPANS((norm<T, C><<<grid, block, 0, S>>>(rows, (int)d, (const T *)x, (const T *)add, (const T *)w, eps, (T *)sum, (T *)y, ld_y, rstd,
+                                                     (uint8_t *)q, qs))));
+}
+
+int k_quantize(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, float *qs)
+{
+    BOTH((quantize_rows<T><<<(int)rows, 256, 0, S>>>((int)cols, (const T *)x, ld, (uint8_t *)q, qs)));
 }
 
 int k_rms_norm_backward(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x, const void *w,
@@ -485,14 +648,21 @@ int k_rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int
                                                         pos, cos, sin)));
 }
 
-int k_swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld)
+#define WIDTHS(call) do { switch ((int)((f + 4095) / 4096)) { case 1: { enum { C = 1 }; call; break; } case 2: { enum { C = 2 }; call; break; } \
+    case 3: { enum { C = 3 }; call; break; } case 4: { enum { C = 4 }; call; break; } default: return (int)cudaErrorInvalidValue; } } while (0)
+
+int k_swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld, void *q, float *qs)
 {
+    if (q)
+        BOTH(WIDTHS((swiglu_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (const T *)gu, (T *)act, ld, (uint8_t *)q, qs))));
     int64_t n = rows * (f / 8);
     BOTH((swiglu<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (const T *)gu, (T *)act, ld)));
 }
 
-int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld)
+int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld, void *q, float *qs)
 {
+    if (q)
+        BOTH(WIDTHS((swiglu_back_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (T *)gu, (const T *)d_act, (T *)act, ld, (uint8_t *)q, qs))));
     int64_t n = rows * (f / 8);
     BOTH((swiglu_back<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (T *)gu, (const T *)d_act, (T *)act, ld)));
 }
@@ -527,7 +697,7 @@ int k_copy(const struct tk *k, int64_t n, const struct tk_copy *items)
 
 extern "C" const struct train_kernels *train_kernels(void)
 {
-    static const struct train_kernels t = {error_text, k_rms_norm, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
+    static const struct train_kernels t = {error_text, k_rms_norm, k_quantize, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
                                            k_swiglu_backward, k_cross_entropy, k_embed_backward, k_copy};
     return &t;
 }

@@ -36,9 +36,14 @@ struct tk_copy {
 struct train_kernels {
     const char *(*error)(int code);
 
+    /* Where a function takes q and qs (NULL: not wanted), it also gives its result in 8 bits, dense, a scale for each row:
+     * q = e4m3(y / qs), qs [rows] = the row's largest magnitude / 448. */
+
     /* s = x + add (add NULL: x), stored in sum unless NULL;  y = s rstd w,  rstd = 1 / sqrt(mean(s^2) + eps) */
     int (*rms_norm)(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps,
-                    void *sum, void *y, int64_t ld_y, float *rstd);
+                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, float *qs);
+    /* q, qs of x [rows, cols] (ld) */
+    int (*quantize)(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, float *qs);
     /* dx [rows, d] (ld_dx) (+)= rstd (g - n mean(g n)),  g = dh w,  n = x rstd.  partial [TK_PARTIALS, d] or NULL: sums
      * to the gradient of w. */
     int (*rms_norm_backward)(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x,
@@ -53,9 +58,10 @@ struct train_kernels {
     int (*rope_backward)(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int64_t head_dim, const void *dq,
                          const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin);
     /* gu [rows, 2 f], gate and up:  act [rows, f] (ld_act) = silu(gate) up */
-    int (*swiglu)(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act);
-    /* gu becomes its gradient; act, unless NULL, what swiglu gave. */
-    int (*swiglu_backward)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act);
+    int (*swiglu)(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, float *qs);
+    /* gu becomes its gradient, which q and qs are of; act, unless NULL, what swiglu gave. */
+    int (*swiglu_backward)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act,
+                           void *q, float *qs);
     /* loss [rows] = -log softmax(logits)[target];  with backward logits becomes scale (softmax - onehot(target)). */
     int (*cross_entropy)(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward,
                          float scale, float *loss);

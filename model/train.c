@@ -9,7 +9,11 @@
  *     [ A   . ]        backward:  [dx du] = dy [W sB] ;  dx += du A ;  dA = du^T x ;  dB = s dy^T u
  *                      or:        du = dy sB ;  dx = [dy du] [W; A]      (where x is wider than y)
  *
- * whose A and sB are copied anew before each pass.  When all weights are trained W is where the optimiser keeps
+ * (In 8 bits, m->fp8, the frozen product and the adapter's are two: W is kept as e4m3 by rows for the forward product and by columns
+ * for the backward one, a scale for each; activations and gradients are brought to e4m3 row by row as they are made; adapters compute in
+ * bfloat16.)
+ *
+ * A and sB are copied anew before each pass.  When all weights are trained W is where the optimiser keeps
  * them, one after the other.
  */
 #include <math.h>
@@ -32,6 +36,7 @@ struct group {
     th_tensor *fwd_t;           /* [W sB]^T */
     th_tensor *a, *a_t, *sb, *sb_t, *w_t; /* views of the parts */
     th_tensor *wide, *tall;     /* [W sB]; [W; A] */
+    th_tensor *q, *qs, *qt, *qts; /* W and W^T in 8 bits, with the scales of their rows; NULL without fp8 */
     th_tensor *bias;            /* [n] or NULL */
     th_tensor *grad_w, *grad_a; /* of all its projections at once; NULL when not trained, or not side by side */
     int64_t ranks;              /* rows of grad_a */
@@ -63,7 +68,8 @@ struct train {
 
 static void free_group(struct group *g)
 {
-    th_tensor *all[] = {g->w, g->fwd_t, g->a, g->a_t, g->sb, g->sb_t, g->w_t, g->wide, g->tall, g->bias, g->grad_w, g->grad_a};
+    th_tensor *all[] = {g->w, g->fwd_t, g->a, g->a_t, g->sb, g->sb_t, g->w_t, g->wide, g->tall, g->bias, g->grad_w, g->grad_a,
+                        g->q, g->qs, g->qt, g->qts};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         th_free(all[i]);
     *g = (struct group){0};
@@ -205,12 +211,39 @@ static int make_group(struct model *m, struct linear *p, int n, struct group *g,
     return rc == ERR_OK && (!g->fwd_t || !g->tall || !g->w_t) ? err_code() : rc;
 }
 
+/* W [n, k] in 8 bits, and its transpose. */
+static int quantize_weights(struct model *m, struct group *g)
+{
+    const struct tk tk = {.type = TK_BF16, .stream = kernel_stream()};
+    th_tensor **const to[2][2] = {{&g->q, &g->qs}, {&g->qt, &g->qts}};
+    int rc = ERR_OK;
+    for (int i = 0; i < 2 && rc == ERR_OK; i++) {
+        size_t scope = th_scope_begin();
+        th_tensor *w = cols(g->wide, 0, g->k), *x = i ? th_contiguous(transposed(w)) : w;
+        if (!x)
+            return err_code();
+        int64_t shape[2] = {th_size(x, 0), th_size(x, 1)}, scales[2] = {shape[0], 1};
+        *to[i][0] = th_keep(th_empty(2, shape, TH_F8, m->device));
+        *to[i][1] = th_keep(th_empty(2, scales, TH_F32, m->device));
+        if (!*to[i][0] || !*to[i][1])
+            rc = err_code();
+        else if (m->train->kernels->quantize(&tk, shape[0], shape[1], th_data(x), th_stride(x, 0), th_data(*to[i][0]), th_data(*to[i][1])))
+            rc = err_set(ERR_EXTERN, "the weights cannot be brought to 8 bits");
+        th_scope_end(scope);
+    }
+    return rc;
+}
+
 static int check_sizes(const struct model *m)
 {
     const struct model_config *c = &m->cfg;
     if (m->device == TH_CUDA && (c->d_model % 8 || c->d_ff % 8 || c->d_model > 8192 || c->n_heads * c->head_dim % 8 ||
                                  c->n_kv_heads * c->head_dim % 8))
         return err_set(ERR_FORMAT, "on a GPU the model's sizes must be multiples of 8, hidden_size 8192 at most; use --device cpu");
+    if (m->fp8 && (m->device != TH_CUDA || m->dtype != TH_BF16))
+        return err_set(ERR_USAGE, "8-bit products want a GPU and bfloat16");
+    if (m->fp8 && (m->layers[0].proj[0].w->trained || c->d_model % 16 || c->d_ff % 16))
+        return err_set(ERR_USAGE, "8-bit products are for frozen weights, whose sizes are multiples of 16");
     return m->dtype == TH_F32 || m->dtype == TH_BF16 ? ERR_OK : err_set(ERR_USAGE, "training computes in float32 or bfloat16");
 }
 
@@ -235,6 +268,8 @@ static int prepare(struct model *m)
         for (int g = 0; g < GROUPS && rc == ERR_OK; g++) {
             size_t inner = th_scope_begin();
             rc = make_group(m, &m->layers[i].proj[first_of[g]], first_of[g + 1] - first_of[g], &t->group[i][g], &copies);
+            if (rc == ERR_OK && m->fp8)
+                rc = quantize_weights(m, &t->group[i][g]);
             if ((g == G_O || g == G_DOWN) && t->group[i][g].e > t->extra)
                 t->extra = t->group[i][g].e;
             th_scope_end(inner);
@@ -317,20 +352,57 @@ static th_tensor *floats(const struct pass *s, int64_t n)
 #define TRY(call) do { if (rc == ERR_OK) rc = (call); } while (0)
 #define HAVE(x) do { if (rc == ERR_OK && !(x)) rc = err_code(); } while (0)
 
-/* y = h W^T + bias, with the adapters; h [rows, k + e], whose last columns this fills, y [rows, n]. */
-static int project(const struct group *g, th_tensor *h, th_tensor *y)
+/* Rows in 8 bits, with their scales; NULL without fp8. */
+struct q8 {
+    th_tensor *v, *s;
+};
+
+static struct q8 q8_new(const struct pass *s, int64_t rows, int64_t n_cols)
+{
+    int64_t shape[2] = {rows, n_cols}, scales[2] = {rows, 1};
+    if (!s->m->fp8)
+        return (struct q8){0};
+    return (struct q8){th_empty(2, shape, TH_F8, s->m->device), th_empty(2, scales, TH_F32, s->m->device)};
+}
+
+static struct q8 q8_rows(struct q8 q, int64_t from, int64_t n)
+{
+    return q.v ? (struct q8){rows_of(q.v, from, n), rows_of(q.s, from, n)} : q;
+}
+
+/* x, in 8 bits with fp8. */
+static int quantized(const struct pass *s, th_tensor *x, struct q8 *q)
+{
+    *q = x ? q8_new(s, th_size(x, 0), th_size(x, 1)) : (struct q8){0};
+    if (!s->m->fp8)
+        return ERR_OK;
+    return !x || !q->v || !q->s ? err_code() : done(s, s->k->quantize(&s->tk, th_size(x, 0), th_size(x, 1), th_data(x), th_stride(x, 0),
+                                                                      th_data(q->v), th_data(q->s)));
+}
+
+/* y = h W^T + bias, with the adapters; h [rows, k + e], whose last columns this fills, q its first k with fp8; y [rows, n]. */
+static int project(const struct group *g, th_tensor *h, struct q8 q, th_tensor *y)
 {
     int rc = ERR_OK;
     if (g->e)
         TRY(th_addmm_(cols(h, g->k, g->e), cols(h, 0, g->k), g->a_t, 0, 1));
+    if (q.v) {
+        TRY(th_scaled_mm_(y, q.v, q.s, g->q, g->qs, g->bias));
+        return g->e && rc == ERR_OK ? th_addmm_(y, cols(h, g->k, g->e), g->sb_t, 1, 1) : rc;
+    }
     TRY(g->bias ? th_addmm_bias_(y, h, g->fwd_t, g->bias) : th_addmm_(y, h, g->fwd_t, 0, 1));
     return rc;
 }
 
 /* The same of x [rows, k], with u [rows, e] (NULL when e is 0) of its own. */
-static int project_dense(const struct group *g, th_tensor *x, th_tensor *u, th_tensor *y)
+static int project_dense(const struct pass *s, const struct group *g, th_tensor *x, th_tensor *u, th_tensor *y)
 {
-    int rc = g->bias ? th_addmm_bias_(y, x, g->w_t, g->bias) : th_addmm_(y, x, g->w_t, 0, 1);
+    struct q8 q;
+    int rc = quantized(s, x, &q);
+    if (q.v)
+        TRY(th_scaled_mm_(y, q.v, q.s, g->q, g->qs, g->bias));
+    else
+        TRY(g->bias ? th_addmm_bias_(y, x, g->w_t, g->bias) : th_addmm_(y, x, g->w_t, 0, 1));
     if (g->e) {
         TRY(th_addmm_(u, x, g->a_t, 0, 1));
         TRY(th_addmm_(y, u, g->sb_t, 1, 1));
@@ -362,31 +434,36 @@ static int weight_gradients(const struct pass *s, const struct group *g, struct 
     return rc;
 }
 
-/* *dx, with g's e columns more, of dy [rows, n]. */
-static int project_backward(const struct pass *s, const struct group *g, struct linear *p, int n, th_tensor *x, th_tensor *u,
-                            th_tensor *dy, th_tensor **dx)
+/* dx [rows, k + e] or, with fp8, [rows, k]: of dy [rows, n], without the adapters' part; *du [rows, e] is made (NULL when e is 0). */
+static int input_gradient(const struct pass *s, const struct group *g, th_tensor *dy, struct q8 q, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
-    *dx = matrix(s, th_size(dy, 0), g->k + g->e);
-    TRY(th_addmm_(*dx, dy, g->wide, 0, 1));
-    th_tensor *du = g->e ? cols(*dx, g->k, g->e) : NULL;
-    TRY(weight_gradients(s, g, p, n, x, u, dy, du));
-    if (g->e)
-        TRY(th_addmm_(cols(*dx, 0, g->k), du, g->a, 1, 1));
-    return rc;
+    int64_t n = th_size(dy, 0);
+    *dx = matrix(s, n, q.v ? g->k : g->k + g->e);
+    *du = g->e ? q.v ? matrix(s, n, g->e) : cols(*dx, g->k, g->e) : NULL;
+    if (q.v) {
+        TRY(th_scaled_mm_(*dx, q.v, q.s, g->qt, g->qts, NULL));
+        return g->e && rc == ERR_OK ? th_addmm_(*du, dy, g->sb, 0, 1) : rc;
+    }
+    return th_addmm_(*dx, dy, g->wide, 0, 1);
 }
 
-/* The same where dy [rows, n + e] has columns left for du; *dx [rows, k] is dense. */
-static int project_backward_inner(const struct pass *s, const struct group *g, struct linear *p, int n, th_tensor *x, th_tensor *u,
-                                  th_tensor *dy, th_tensor **dx)
+/* The same where dy [rows, n + e] has columns left for du, with the adapters' part: dx [rows, k], dense. */
+static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
-    th_tensor *du = g->e ? cols(dy, g->n, g->e) : NULL, *own = cols(dy, 0, g->n);
-    if (g->e)
-        TRY(th_addmm_(du, own, g->sb, 0, 1));
+    th_tensor *own = cols(dy, 0, g->n);
+    struct q8 q;
+    *du = g->e ? cols(dy, g->n, g->e) : NULL;
     *dx = matrix(s, th_size(dy, 0), g->k);
-    TRY(th_addmm_(*dx, cols(dy, 0, g->n + g->e), g->tall, 0, 1));
-    TRY(weight_gradients(s, g, p, n, x, u, own, du));
+    if (g->e)
+        TRY(th_addmm_(*du, own, g->sb, 0, 1));
+    if (!s->m->fp8)
+        return rc == ERR_OK ? th_addmm_(*dx, cols(dy, 0, g->n + g->e), g->tall, 0, 1) : rc;
+    TRY(quantized(s, own, &q));
+    TRY(th_scaled_mm_(*dx, q.v, q.s, g->qt, g->qts, NULL));
+    if (g->e)
+        TRY(th_addmm_(*dx, *du, g->a, 1, 1));
     return rc;
 }
 
@@ -413,12 +490,13 @@ static void saved_free(struct saved *v)
     *v = (struct saved){0};
 }
 
-static int norm(const struct pass *s, th_tensor *x, th_tensor *added, struct param *w, th_tensor *sum, th_tensor *h, th_tensor *r)
+static int norm(const struct pass *s, th_tensor *x, th_tensor *added, struct param *w, th_tensor *sum, th_tensor *h, th_tensor *r,
+                struct q8 q)
 {
     if (!x || !h || !r)
         return err_code();
     return done(s, s->k->rms_norm(&s->tk, th_size(x, 0), th_size(x, 1), th_data(x), th_data(added), th_data(w->w),
-                                  (float)s->m->cfg.rms_eps, th_data(sum), th_data(h), th_stride(h, 0), th_data(r)));
+                                  (float)s->m->cfg.rms_eps, th_data(sum), th_data(h), th_stride(h, 0), th_data(r), th_data(q.v), th_data(q.s)));
 }
 
 /* [rows, heads * d] at column `col` of qkv as [rows, heads, d] */
@@ -427,9 +505,9 @@ static th_tensor *heads(const struct pass *s, th_tensor *qkv, int64_t col, int64
     return th_unflatten(cols(qkv, col, n * s->m->cfg.head_dim), 1, n);
 }
 
-/* From x + added (added NULL: x) to the norm before the feed-forward part: of v what `level` keeps, and x, x2, h2, r2, in handles of the
- * scope. */
-static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *added, enum level level, struct saved *v)
+/* From x + added (added NULL: x) to the norm before the feed-forward part, q2 that in 8 bits: of v what `level` keeps, and x, x2, h2, r2, in
+ * handles of the scope. */
+static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *added, enum level level, struct saved *v, struct q8 *q2)
 {
     const struct model_config *c = &s->m->cfg;
     struct layer *l = &s->m->layers[i];
@@ -442,14 +520,15 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     v->r1 = floats(s, s->rows);
     size_t scope = th_scope_begin();
     v->h1 = matrix(s, s->rows, c->d_model + qkv->e);
+    struct q8 q1 = q8_new(s, s->rows, c->d_model);
     HAVE(v->x);
-    TRY(norm(s, x, added, l->norm1, added ? v->x : NULL, v->h1, v->r1));
+    TRY(norm(s, x, added, l->norm1, added ? v->x : NULL, v->h1, v->r1, q1));
     mark(s, "q, k, v");
     v->qkv = matrix(s, room, qkv->n);
     if (room > s->rows)
         TRY(th_fill_(rows_of(v->qkv, s->rows, room - s->rows), 0));
     th_tensor *own = rows_of(v->qkv, 0, s->rows);
-    TRY(project(qkv, v->h1, own));
+    TRY(project(qkv, v->h1, q1, own));
     mark(s, "rope");
     HAVE(own);
     TRY(done(s, rc < 0 ? 0 : s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
@@ -473,13 +552,14 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     v->h2 = matrix(s, s->rows, c->d_model + gu->e);
     v->r2 = floats(s, s->rows);
     v->u_o = o->e ? matrix(s, s->rows, o->e) : NULL;
+    *q2 = q8_new(s, s->rows, c->d_model);
     scope = th_scope_begin();
     th_adopt(v->o);
     th_tensor *y = matrix(s, s->rows, c->d_model);
     HAVE(v->o && v->x2);
-    TRY(project_dense(o, v->o, v->u_o, y));
+    TRY(project_dense(s, o, v->o, v->u_o, y));
     mark(s, "norms");
-    TRY(norm(s, v->x, y, l->norm2, v->x2, v->h2, v->r2));
+    TRY(norm(s, v->x, y, l->norm2, v->x2, v->h2, v->r2, *q2));
     v->o = level >= KEEP_ATTENTION ? th_keep(v->o) : NULL;
     th_scope_end(scope);
     th_adopt(v->o);
@@ -487,19 +567,20 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
 }
 
 /* y [n, d] of rows h [n, d + e]; v->gu, v->act if not NULL get what their names say. */
-static int ffn(struct pass *s, int64_t i, th_tensor *h, th_tensor *y, th_tensor **gu_out, th_tensor **act_out)
+static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *y, th_tensor **gu_out, th_tensor **act_out)
 {
     const struct group *gu = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
     int64_t n = h ? th_size(h, 0) : 0;
     int rc = ERR_OK;
     mark(s, "gate, up");
     th_tensor *a = matrix(s, n, gu->n), *act = matrix(s, n, down->k + down->e);
+    struct q8 q_act = q8_new(s, n, down->k);
     HAVE(a && act && h);
-    TRY(project(gu, h, a));
+    TRY(project(gu, h, q, a));
     mark(s, "swiglu");
-    TRY(done(s, s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e)));
+    TRY(done(s, s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e, th_data(q_act.v), th_data(q_act.s))));
     mark(s, "down");
-    TRY(project(down, act, y));
+    TRY(project(down, act, q_act, y));
     *gu_out = a;
     *act_out = act;
     return rc;
@@ -542,14 +623,15 @@ static int layer_forward(struct pass *s, int64_t i, enum level level, th_tensor 
 {
     size_t scope = th_scope_begin();
     struct saved v = {0};
+    struct q8 q2;
     bool whole = s->chunk >= s->rows;
-    int rc = attention_part(s, i, *x, *added, s->grad ? level : KEEP_INPUT, &v);
+    int rc = attention_part(s, i, *x, *added, s->grad ? level : KEEP_INPUT, &v, &q2);
     th_tensor *y = matrix(s, s->rows, s->m->cfg.d_model);
     HAVE(y);
     for (int64_t at = 0; at < s->rows && rc == ERR_OK; at += s->chunk) {
         int64_t n = s->rows - at < s->chunk ? s->rows - at : s->chunk;
         size_t inner = th_scope_begin();
-        rc = ffn(s, i, rows_of(v.h2, at, n), rows_of(y, at, n), &v.gu, &v.act);
+        rc = ffn(s, i, rows_of(v.h2, at, n), q8_rows(q2, at, n), rows_of(y, at, n), &v.gu, &v.act);
         if (!whole)
             th_scope_end(inner);
     }
@@ -594,6 +676,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     int64_t f = down->k, d = s->m->cfg.d_model;
     th_tensor *x2 = rows_of(v->x2, at, n), *mine = rows_of(dy, at, n), *h, *gu, *act, *d_act, *dh;
     th_tensor *r2 = floats(s, n);
+    struct q8 q = {0}, q_gu = q8_new(s, n, g->n);
     int rc = ERR_OK;
     if (v->h2) {
         h = rows_of(v->h2, at, n);
@@ -601,7 +684,8 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     } else {
         mark(s, "norms, again");
         h = matrix(s, n, d + g->e);
-        TRY(norm(s, x2, NULL, l->norm2, NULL, h, r2));
+        q = v->gu ? q : q8_new(s, n, d);
+        TRY(norm(s, x2, NULL, l->norm2, NULL, h, r2, q));
     }
     if (v->gu) { /* becomes its own gradient */
         mark(s, "gate, up: adapters again");
@@ -611,29 +695,26 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     } else {
         mark(s, "gate, up, again");
         gu = matrix(s, n, g->n);
-        TRY(project(g, h, gu));
+        if (v->h2)
+            TRY(quantized(s, cols(h, 0, d), &q));
+        TRY(project(g, h, q, gu));
     }
     act = v->act ? rows_of(v->act, at, n) : matrix(s, n, f + down->e);
     HAVE(gu && act);
     mark(s, "down, backward");
-    /* act's gradient first: the products with act itself wait until it is there */
-    th_tensor *du = down->e ? cols(mine, down->n, down->e) : NULL, *own = cols(mine, 0, down->n);
-    if (down->e)
-        TRY(th_addmm_(du, own, down->sb, 0, 1));
-    d_act = matrix(s, n, f);
-    TRY(th_addmm_(d_act, cols(mine, 0, down->n + down->e), down->tall, 0, 1));
+    th_tensor *du;
+    TRY(input_gradient_inner(s, down, mine, &d_act, &du)); /* the products with act itself wait until it is there */
     mark(s, "swiglu, backward");
-    TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e)));
+    TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
+                                                   th_data(q_gu.v), th_data(q_gu.s))));
     mark(s, "weight gradients");
     th_tensor *u_down = v->u_down ? rows_of(v->u_down, at, n) : down->e ? cols(act, f, down->e) : NULL;
     if (down->e && !v->u_down && !v->act)
         TRY(th_addmm_(u_down, cols(act, 0, f), down->a_t, 0, 1));
-    TRY(weight_gradients(s, down, &l->proj[LORA_DOWN], 1, cols(act, 0, f), u_down, own, du));
+    TRY(weight_gradients(s, down, &l->proj[LORA_DOWN], 1, cols(act, 0, f), u_down, cols(mine, 0, down->n), du));
     mark(s, "gate, up, backward");
-    dh = matrix(s, n, d + g->e);
-    TRY(th_addmm_(dh, gu, g->wide, 0, 1));
+    TRY(input_gradient(s, g, gu, q_gu, &dh, &du));
     mark(s, "weight gradients");
-    du = g->e ? cols(dh, d, g->e) : NULL;
     TRY(weight_gradients(s, g, &l->proj[LORA_GATE], 2, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, gu, du));
     mark(s, "gate, up, backward");
     if (g->e)
@@ -663,7 +744,8 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     if (rc == ERR_OK && !v->qkv) { /* only the input was kept */
         struct saved again = {0};
         th_tensor *x = v->x;
-        rc = attention_part(s, i, x, NULL, KEEP_ATTENTION, &again);
+        struct q8 q2;
+        rc = attention_part(s, i, x, NULL, KEEP_ATTENTION, &again, &q2);
         v->x = NULL;
         if (rc == ERR_OK && (rc = keep(s, i, &again, KEEP_ATTENTION, v)) == ERR_OK)
             v->h2 = th_keep(again.h2);
@@ -684,10 +766,11 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     v->gu = v->act = v->h2 = v->x2 = NULL;
 
     mark(s, "o, backward");
-    th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
+    th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *du, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
     size_t inner = th_scope_begin();
     HAVE(dqkv);
-    TRY(project_backward_inner(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, dy, &d_o));
+    TRY(input_gradient_inner(s, o, dy, &d_o, &du));
+    TRY(weight_gradients(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, cols(dy, 0, d), du));
     mark(s, "attention, backward");
     if (rc == ERR_OK)
         rc = th_attention_packed_backward(th_unflatten(d_o, 1, c->n_heads), heads(s, v->qkv, 0, c->n_heads),
@@ -700,12 +783,17 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     if (!h) {
         mark(s, "norms, again");
         h = matrix(s, s->rows, d + g->e);
-        TRY(norm(s, v->x, NULL, l->norm1, NULL, h, r1));
+        TRY(norm(s, v->x, NULL, l->norm1, NULL, h, r1, (struct q8){0}));
         if (g->e)
             TRY(th_addmm_(cols(h, d, g->e), cols(h, 0, d), g->a_t, 0, 1));
     }
     mark(s, "q, k, v, backward");
-    TRY(project_backward(s, g, &l->proj[LORA_Q], 3, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, dqkv, &dh));
+    struct q8 q;
+    TRY(quantized(s, dqkv, &q));
+    TRY(input_gradient(s, g, dqkv, q, &dh, &du));
+    TRY(weight_gradients(s, g, &l->proj[LORA_Q], 3, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, dqkv, du));
+    if (g->e)
+        TRY(th_addmm_(cols(dh, 0, d), du, g->a, 1, 1));
     mark(s, "norms, backward");
     TRY(norm_backward(s, dh, v->x, l->norm1, r1, true, dy));
     return rc;
@@ -967,7 +1055,7 @@ int model_loss(struct model *m, const struct sequence *v, size_t n, bool backwar
         th_tensor *h = matrix(&s, count, m->cfg.d_model), *rstd = floats(&s, count), *loss = floats(&s, count),
                   *dh = backward ? matrix(&s, count, m->cfg.d_model) : NULL;
         HAVE(last && h && rstd && loss && (dh || !backward));
-        TRY(norm(&s, last, NULL, m->norm, NULL, h, rstd));
+        TRY(norm(&s, last, NULL, m->norm, NULL, h, rstd, (struct q8){0}));
         TRY(head_loss(&s, h, target, backward, scale, loss, dh));
         total = th_sum_all(loss);
         HAVE(total);
@@ -1041,7 +1129,7 @@ th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
     th_tensor *x = rc == ERR_OK ? run_layers(&s, NULL, NULL) : NULL, *y = NULL;
     if (x) {
         th_tensor *h = matrix(&s, s.rows, m->cfg.d_model), *r = floats(&s, s.rows);
-        rc = norm(&s, x, NULL, m->norm, NULL, h, r);
+        rc = norm(&s, x, NULL, m->norm, NULL, h, r, (struct q8){0});
         y = rc == ERR_OK ? th_to(th_linear(h, m->head->w, NULL), TH_F32, m->device) : NULL;
     }
     free(start);

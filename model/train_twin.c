@@ -54,6 +54,36 @@ static float rounded(int type, float v)
     return type == TK_F32 ? v : bf16_to_float(float_to_bf16(v));
 }
 
+/* Sign, 4 bits of exponent, 3 of mantissa; 448 at most, which larger ones become. */
+static uint8_t float_to_e4m3(float f)
+{
+    uint8_t sign = signbit(f) ? 0x80 : 0;
+    float a = fabsf(f);
+    int e;
+    if (a != a)
+        return sign | 0x7f;
+    if (a >= 448)
+        return sign | 0x7e;
+    if (a < 0x1p-6f)
+        return sign | (uint8_t)nearbyintf(a * 512); /* 8 is the first normal one */
+    frexpf(a, &e);
+    int m = (int)nearbyintf(ldexpf(a, 4 - e)); /* 8..16 */
+    return sign | (uint8_t)((e + 5) * 8 + m);
+}
+
+/* Row i of q and qs, from n floats. */
+static void store_q(void *q, float *qs, int64_t i, int64_t n, const float *v)
+{
+    uint8_t *out = (uint8_t *)q + i * n;
+    float top = 0;
+    for (int64_t j = 0; j < n; j++)
+        top = fmaxf(top, fabsf(v[j]));
+    float inverse = top > 0 ? 448 / top : 0;
+    qs[i] = top / 448;
+    for (int64_t j = 0; j < n; j++)
+        out[j] = float_to_e4m3(v[j] * inverse);
+}
+
 static const char *no_error(int code)
 {
     (void)code;
@@ -67,7 +97,8 @@ struct norm_args {
     int64_t d, ld_y, ld_dh, n;
     const void *x, *add, *w, *dh;
     void *sum, *y;
-    float eps, *rstd, *partial;
+    float eps, *rstd, *partial, *qs;
+    void *q;
 };
 
 static void norm_rows(void *ctx, int64_t from, int64_t to)
@@ -91,15 +122,38 @@ static void norm_rows(void *ctx, int64_t from, int64_t to)
         for (int64_t j = 0; j < a->d; j++) /* Hugging Face's order: normalise, round, weigh */
             x[j] = rounded(a->type, x[j] * a->rstd[i]) * w[j];
         store(a->type, a->y, i * a->ld_y, a->d, x);
+        for (int64_t j = 0; j < a->d && a->q; j++)
+            x[j] = rounded(a->type, x[j]);
+        if (a->q)
+            store_q(a->q, a->qs, i, a->d, x);
     }
     free(x);
 }
 
 static int rms_norm(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps,
-                    void *sum, void *y, int64_t ld_y, float *rstd)
+                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, float *qs)
 {
-    struct norm_args a = {.type = k->type, .d = d, .x = x, .add = add, .w = w, .eps = eps, .sum = sum, .y = y, .ld_y = ld_y, .rstd = rstd};
+    struct norm_args a = {.type = k->type, .d = d, .x = x, .add = add, .w = w, .eps = eps, .sum = sum, .y = y, .ld_y = ld_y,
+                          .rstd = rstd, .q = q, .qs = qs};
     th_parallel(rows, 16, norm_rows, &a);
+    return 0;
+}
+
+static void quantize_rows(void *ctx, int64_t from, int64_t to)
+{
+    const struct norm_args *a = ctx;
+    float *x = xmalloc((size_t)a->d * sizeof *x);
+    for (int64_t i = from; i < to; i++) {
+        load(a->type, a->x, i * a->ld_y, a->d, x);
+        store_q(a->q, a->qs, i, a->d, x);
+    }
+    free(x);
+}
+
+static int quantize(const struct tk *k, int64_t rows, int64_t n_cols, const void *x, int64_t ld, void *q, float *qs)
+{
+    struct norm_args a = {.type = k->type, .d = n_cols, .x = x, .ld_y = ld, .q = q, .qs = qs};
+    th_parallel(rows, 16, quantize_rows, &a);
     return 0;
 }
 
@@ -222,7 +276,8 @@ static int rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv
 struct swiglu_args {
     int type;
     int64_t f, ld_act;
-    void *gu, *act;
+    void *gu, *act, *q;
+    float *qs;
     const void *d_act;
 };
 
@@ -247,20 +302,28 @@ static void swiglu_rows(void *ctx, int64_t from, int64_t to)
             store(a->type, a->act, i * a->ld_act, f, y);
         if (a->d_act)
             store(a->type, a->gu, 2 * i * f, 2 * f, g);
+        if (a->q && a->d_act) {
+            load(a->type, a->gu, 2 * i * f, 2 * f, g);
+            store_q(a->q, a->qs, i, 2 * f, g);
+        } else if (a->q) {
+            load(a->type, a->act, i * a->ld_act, f, y);
+            store_q(a->q, a->qs, i, f, y);
+        }
     }
     free(g);
 }
 
-static int swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act)
+static int swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, float *qs)
 {
-    struct swiglu_args a = {.type = k->type, .f = f, .gu = (void *)gu, .act = act, .ld_act = ld_act};
+    struct swiglu_args a = {.type = k->type, .f = f, .gu = (void *)gu, .act = act, .ld_act = ld_act, .q = q, .qs = qs};
     th_parallel(rows, 8, swiglu_rows, &a);
     return 0;
 }
 
-static int swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act)
+static int swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act,
+                           void *q, float *qs)
 {
-    struct swiglu_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act};
+    struct swiglu_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act, .q = q, .qs = qs};
     th_parallel(rows, 8, swiglu_rows, &a);
     return 0;
 }
@@ -335,7 +398,7 @@ static int copy(const struct tk *k, int64_t n, const struct tk_copy *v)
 
 const struct train_kernels *train_kernels_cpu(void)
 {
-    static const struct train_kernels t = {no_error, rms_norm, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward,
+    static const struct train_kernels t = {no_error, rms_norm, quantize, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward,
                                            cross_entropy, embed_backward, copy};
     return &t;
 }

@@ -77,6 +77,7 @@ struct model {
     double lora_scale;       /* alpha / r, or alpha / sqrt(r) */
     th_tensor *cos, *sin;    /* [positions, head_dim], grown on demand */
     bool draw_on_device;
+    bool fp8;                /* products with frozen weights in 8 bits, forward and backward, a scale for each row; CUDA, bfloat16 */
     enum model_memory memory;
     bool profile;            /* time the phases of model_loss() */
     struct train *train;     /* of train.c */

@@ -40,6 +40,7 @@ at::ScalarType scalar(th_dtype t)
     case TH_I32: return at::kInt;
     case TH_U8: return at::kByte;
     case TH_BOOL: return at::kBool;
+    case TH_F8: return at::kFloat8_e4m3fn;
     }
     return at::kFloat;
 }
@@ -408,7 +409,7 @@ th_device th_device_of(const th_tensor *x) { return x->t.is_cuda() ? TH_CUDA : T
 
 th_dtype th_dtype_of(const th_tensor *x)
 {
-    for (int t = TH_F32; t <= TH_BOOL; t++)
+    for (int t = TH_F32; t <= TH_F8; t++)
         if (x->t.scalar_type() == scalar((th_dtype)t))
             return (th_dtype)t;
     return TH_F32;
@@ -688,6 +689,18 @@ int th_addmm_bias_(th_tensor *out, th_tensor *a, th_tensor *b, th_tensor *bias)
     HAVE3(out, a, b);
     HAVE2(bias, bias);
     return run([&] { at::addmm_out(out->t, bias->t, a->t, b->t); });
+}
+
+int th_scaled_mm_(th_tensor *out, th_tensor *a, th_tensor *sa, th_tensor *b, th_tensor *sb, th_tensor *bias)
+{
+    HAVE3(out, a, sa);
+    HAVE2(b, sb);
+    return run([&] {
+        std::optional<at::Tensor> add;
+        if (bias)
+            add = bias->t;
+        at::_scaled_mm_out(out->t, a->t, b->t.t(), sa->t, sb->t.t(), add, {}, at::kBFloat16, true);
+    });
 }
 
 /* ---- the transformer's ---- */

@@ -32,7 +32,7 @@ extern "C" {
 
 typedef struct th_tensor th_tensor;
 
-enum th_dtype { TH_F32, TH_BF16, TH_F16, TH_F64, TH_I64, TH_I32, TH_U8, TH_BOOL };
+enum th_dtype { TH_F32, TH_BF16, TH_F16, TH_F64, TH_I64, TH_I32, TH_U8, TH_BOOL, TH_F8 /* e4m3 */ };
 enum th_device { TH_CPU, TH_CUDA };
 enum { TH_MAX_RANK = 8 };
 
@@ -134,6 +134,10 @@ th_tensor *th_linear(th_tensor *x, th_tensor *w, th_tensor *bias); /* x w^T + bi
 int th_addmm_(th_tensor *out, th_tensor *a, th_tensor *b, double beta, double alpha);
 /* out = a b + bias, a row of bias for each of out */
 int th_addmm_bias_(th_tensor *out, th_tensor *a, th_tensor *b, th_tensor *bias);
+
+/* out [n, m] bfloat16 = (a sa) (b sb)^T + bias, of a [n, k], b [m, k] in 8 bits with a scale for each row, sa [n, 1], sb [m, 1]; bias or
+ * NULL.  CUDA, compute capability 8.9 or later. */
+int th_scaled_mm_(th_tensor *out, th_tensor *a, th_tensor *sa, th_tensor *b, th_tensor *sb, th_tensor *bias);
 
 /* ---- the transformer's ---- */
 th_tensor *th_embedding(th_tensor *w, th_tensor *ids);       /* rows of w [v, d] at ids [..] int64 */

@@ -15,7 +15,7 @@
 
 static const char *model_dir, *data_dir, *out_dir, *tokenizer_dir, *adapter_dir;
 static const char *method = "lora", *init = "pretrained", *schedule = "linear", *overlong = "drop";
-static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw", *memory = "auto";
+static const char *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw", *memory = "auto", *precision = "bf16";
 static const char *final = "last", *on_spike = "warn";
 static bool resume, rag = true, rslora, deterministic, train_embeddings, curves = true;
 static int64_t lora_r = 16, batch = 2, accumulation = 4, warmup_steps = 1200, epochs = 1, max_steps, pass_tokens, max_tokens = 16384,
@@ -65,6 +65,7 @@ static struct opt options[] = {
     {.name = "logging-steps", .type = OPT_INT, .value = &logging_steps, .arg = "N", .help = "report every N steps", .min = 1, .max = 1e9, .flags = OPT_NO_KEY},
     {.name = "curves", .type = OPT_FLAG, .value = &curves, .help = "write OUT/metrics.csv and OUT/tensorboard/", .flags = OPT_NO_KEY},
     {.name = "on-spike", .type = OPT_STR, .value = &on_spike, .choices = "warn|skip|stop", .help = "a step whose loss is over three times the average plus one: say which record, make no step, end"},
+    {.name = "precision", .type = OPT_STR, .value = &precision, .choices = "bf16|fp8", .help = "fp8: frozen weights and what they are multiplied with in 8 bits (CUDA)"},
     {.name = "memory", .type = OPT_STR, .value = &memory, .choices = "auto|low|high", .help = "activations kept for the backward pass: what there is room for; each layer's input alone, half more time; all"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations (auto: bfloat16 on CUDA)"},
@@ -922,6 +923,7 @@ static int make_model(struct trainer *tr)
     rc = !strcmp(init, "random") ? model_init(model_dir, dtype, device, (uint64_t)seed, &tr->m) : model_load(model_dir, dtype, device, &tr->m);
     if (rc < 0)
         return rc;
+    tr->m->fp8 = !strcmp(precision, "fp8");
     tr->m->memory = !strcmp(memory, "low") ? MEMORY_LOW : !strcmp(memory, "high") ? MEMORY_HIGH : MEMORY_AUTO;
     tr->m->layer_done_ctx = tr;
     if (tok_n_ids(tr->tok) > tr->m->cfg.vocab)

@@ -11,6 +11,7 @@
 
 static const char *model_dir, *ids_file, *dump, *lengths_file, *adapter_dir;
 static const char *init = "random", *method = "lora", *memory = "auto", *device_name = "auto", *dtype_name = "auto", *optimizer = "adamw8bit";
+static const char *precision = "bf16";
 static bool profile;
 static int64_t batch = 2, seq = 4096, steps = 8, warm = 3, lora_r = 16, accumulation = 1, pass_tokens = 32768;
 static double response = 0.5, lora_alpha = 16, rate = 5e-5, peak_tflops = 989;
@@ -33,6 +34,7 @@ static struct opt options[] = {
     {.name = "warm", .type = OPT_INT, .value = &warm, .arg = "N", .help = "steps ahead of them", .min = 0, .max = 1e6},
     {.name = "lr", .type = OPT_REAL, .value = &rate, .arg = "X", .help = "learning rate", .min = 0, .max = 10},
     {.name = "optimizer", .type = OPT_STR, .value = &optimizer, .choices = "adamw|adamw8bit", .help = "as sft's"},
+    {.name = "precision", .type = OPT_STR, .value = &precision, .choices = "bf16|fp8", .help = "as sft's"},
     {.name = "memory", .type = OPT_STR, .value = &memory, .choices = "auto|low|high", .help = "as sft's"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations"},
@@ -323,6 +325,7 @@ static int make(struct bench *b)
     rc = !strcmp(init, "random") ? model_init(model_dir, dtype, b->device, MODEL_DRAW_ON_DEVICE, &b->m) : model_load(model_dir, dtype, b->device, &b->m);
     if (rc < 0)
         return rc;
+    b->m->fp8 = !strcmp(precision, "fp8");
     b->m->memory = !strcmp(memory, "low") ? MEMORY_LOW : !strcmp(memory, "high") ? MEMORY_HIGH : MEMORY_AUTO;
     rc = !strcmp(method, "full") ? model_train_all(b->m) : adapter_dir ? lora_load(b->m, adapter_dir, true, NULL) : lora_attach(b->m, &lora, 1);
     if (rc == ERR_OK)

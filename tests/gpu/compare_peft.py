@@ -110,7 +110,7 @@ def step():
 
 
 def curve():
-    tokenizer, steps, batch, limit = sys.argv[5], 200, 2, 2048
+    tokenizer, steps, batch, limit = sys.argv[5], 200, 1, 2048
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from tokenizers import Tokenizer
     tok = Tokenizer.from_file(tokenizer + "/tokenizer.json")
@@ -135,12 +135,15 @@ def curve():
     for f in ("tokenizer.json", "tokenizer_config.json"):
         open(base + "/" + f, "w").write(open(tokenizer + "/" + f).read())
     lr, warm = 2e-4, 10
+
+    def train(precision):
+        out = ours(["sft", "--model", base, "--data", work + "/data", "--out", work + "/" + precision, "--precision", precision, "--no-rag", "--batch-size", str(batch),
+                    "--accumulation", "1", "-o", f"lr={lr}", "--warmup-steps", str(warm), "--max-steps", str(steps), "--max-tokens", str(limit), "--save-steps", "0",
+                    "--weight-decay", "0.01", "--json", "-q", "--db", "none"])
+        return [l["loss"] for l in map(json.loads, filter(lambda l: l.startswith("{"), out.splitlines())) if "loss" in l]
     t0 = time.time()
-    out = ours(["sft", "--model", base, "--data", work + "/data", "--out", work + "/out", "--no-rag", "--batch-size", str(batch), "--accumulation", "1",
-                "-o", f"lr={lr}", "--warmup-steps", str(warm), "--max-steps", str(steps), "--max-tokens", str(limit), "--save-steps", "0", "--weight-decay", "0.01",
-                "--json", "-q", "--db", "none"])
-    lines = [json.loads(l) for l in out.splitlines() if l.startswith("{")]
-    mine, took = [l["loss"] for l in lines], time.time() - t0
+    mine, took = train("bf16"), time.time() - t0
+    eight = train("fp8") if DEVICE == "cuda" else mine
     # the same adapter to start from: sft's own generator is not PEFT's, so A is drawn as sft draws it
     m = with_lora(m, 0)
     for name, p in draw_adapters(m, 3407):
@@ -178,8 +181,10 @@ def curve():
     print(f"{os.path.basename(shape)}: {len(kept)} records, {steps} steps; loss {theirs[0]:.4f} to {theirs[-1]:.4f} (PEFT, {time.time() - t0:.0f} s), "
           f"{mine[0]:.4f} to {mine[-1]:.4f} (ours, {took:.0f} s with loading)")
     print(f"  largest relative difference of a step's loss {max(off):.2e}, mean {sum(off) / len(off):.2e}")
-    json.dump({"peft": theirs, "ours": mine}, open(work + "/curve.json", "w"))
-    return len(mine) == steps and max(off) < 0.01
+    off8 = [abs(a - b) / b for a, b in zip(eight, mine)]
+    print(f"  --precision fp8 against bf16: loss {eight[0]:.4f} to {eight[-1]:.4f}, largest difference {max(off8):.2e}, mean {sum(off8) / len(off8):.2e}")
+    json.dump({"peft": theirs, "ours": mine, "fp8": eight}, open(work + "/curve.json", "w"))
+    return len(mine) == len(eight) == steps and max(off) < 0.01 and max(off8) < 0.01
 
 
 MASK = (1 << 64) - 1

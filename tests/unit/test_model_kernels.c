@@ -63,6 +63,37 @@ static void ok(int code)
         fail_msg("%s", kernels->error(code));
 }
 
+static th_tensor *eight(int64_t rows, int64_t cols)
+{
+    int64_t shape[2] = {rows, cols};
+    return th_empty(2, shape, TH_F8, device);
+}
+
+/* q qs is x, rounded to e4m3 by ATen, with rows that reach up to 448. */
+static void eight_bits(const char *what, th_tensor *q, th_tensor *qs, th_tensor *x)
+{
+    int64_t rows = th_size(x, 0), n = th_size(x, 1);
+    float *v = xmalloc((size_t)(rows * n) * sizeof *v), *scale = xmalloc((size_t)rows * sizeof *scale);
+    assert_int_equal(th_read(f32(x), v), 0);
+    assert_int_equal(th_read(f32(qs), scale), 0);
+    for (int64_t i = 0; i < rows; i++) {
+        float top = 0;
+        for (int64_t j = 0; j < n; j++)
+            top = fmaxf(top, fabsf(v[i * n + j]));
+        if (!(fabsf(scale[i] - top / 448) <= 1e-6f * top))
+            fail_msg("%s: row %d's scale is %g, its largest is %g", what, (int)i, scale[i], top);
+        for (int64_t j = 0; j < n; j++)
+            v[i * n + j] *= 448 / top;
+    }
+    const int64_t shape[2] = {rows, n};
+    th_tensor *want = f32(th_to(th_borrow(v, 2, shape, TH_F32), TH_F8, TH_CPU)), *got = f32(q);
+    double off = th_item(th_norm(th_add(got, want, -1))) / th_item(th_norm(want));
+    if (!(off < 1e-3)) /* none but those that fall on a tie */
+        fail_msg("%s: 8-bit values are off by %g", what, off);
+    free(v);
+    free(scale);
+}
+
 static void norms(void **state)
 {
     (void)state;
@@ -73,14 +104,15 @@ static void norms(void **state)
             size_t scope = th_scope_begin();
             th_tensor *x = random2(n, d), *a = random2(n, d), *w = random2(1, d), *dh = random2(n, ld), *dy = random2(n, ld), *r, *dw;
             th_tensor *gx = on_device(x), *ga = on_device(a), *gw = on_device(w), *gdh = on_device(dh), *gdy = on_device(dy);
-            th_tensor *sum = made(n, d, type), *y = made(n, ld, type), *rstd = made(n, 1, TH_F32);
-            ok(kernels->rms_norm(&tk, n, d, th_data(gx), added ? th_data(ga) : NULL, th_data(gw), 1e-6f, th_data(sum), th_data(y), ld, th_data(rstd)));
+            th_tensor *sum = made(n, d, type), *y = made(n, ld, type), *rstd = made(n, 1, TH_F32), *q = eight(n, d), *qs = made(n, 1, TH_F32);
+            ok(kernels->rms_norm(&tk, n, d, th_data(gx), added ? th_data(ga) : NULL, th_data(gw), 1e-6f, th_data(sum), th_data(y), ld, th_data(rstd), th_data(q), th_data(qs)));
             int64_t vector[1] = {d};
             th_tensor *s = added ? f32(th_to(th_add(f32(x), f32(a), 1), type, TH_CPU)) : f32(x), *w1 = th_reshape(f32(w), 1, vector);
             th_tensor *want = th_rms_norm(s, w1, 1e-6, &r);
             close_to("sum", sum, s, 1e-6);
             close_to("rms_norm", th_narrow(y, 1, 0, d), want, 1e-5);
             close_to("rstd", rstd, r, 1e-5);
+            eight_bits("rms_norm", q, qs, th_narrow(y, 1, 0, d));
             for (int accumulate = 0; accumulate < 2; accumulate++) {
                 th_tensor *dx = accumulate ? gdy : made(n, ld, type), *partial = th_empty(2, partials, TH_F32, device), *gdw = made(1, d, TH_F32);
                 assert_int_equal(th_fill_(gdw, 0), 0);
@@ -143,12 +175,36 @@ static void gated_activations(void **state)
         size_t scope = th_scope_begin();
         th_tensor *gu = random2(n, 2 * f), *d = random2(n, f), *ggu = on_device(gu), *gd = on_device(d), *act = made(n, ld, type), *again = made(n, ld, type);
         th_tensor *g = th_contiguous(th_narrow(f32(gu), 1, 0, f)), *u = th_narrow(f32(gu), 1, f, f), *want = th_mul(th_silu(g), u);
-        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld));
+        th_tensor *q = eight(n, f), *qs = made(n, 1, TH_F32), *q2 = eight(n, 2 * f);
+        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, NULL, NULL));
         close_to("swiglu", th_narrow(act, 1, 0, f), want, 1e-5);
-        ok(kernels->swiglu_backward(&tk, n, f, th_data(ggu), th_data(gd), th_data(again), ld));
+        assert_int_equal(th_fill_(act, NAN), 0);
+        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, th_data(q), th_data(qs)));
+        eight_bits("swiglu", q, qs, th_narrow(act, 1, 0, f));
+        close_to("swiglu", th_narrow(act, 1, 0, f), want, 1e-5);
+        th_tensor *whole = th_clone(ggu);
+        ok(kernels->swiglu_backward(&tk, n, f, th_data(ggu), th_data(gd), th_data(again), ld, th_data(q2), th_data(qs)));
         close_to("swiglu, again", th_narrow(again, 1, 0, f), want, 1e-5);
+        eight_bits("swiglu_backward", q2, qs, ggu);
+        ok(kernels->swiglu_backward(&tk, n, f, th_data(whole), th_data(gd), th_data(again), ld, NULL, NULL));
+        close_to("both ways", whole, ggu, 1e-3);
         close_to("gate's gradient", th_narrow(ggu, 1, 0, f), th_silu_backward(th_mul(f32(d), u), g), 1e-5);
         close_to("up's gradient", th_narrow(ggu, 1, f, f), th_mul(f32(d), th_silu(g)), 1e-5);
+        th_scope_end(scope);
+    }
+}
+
+static void rows_in_eight_bits(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{3, 64}, {17, 2560}, {5, 22016}};
+    for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
+        int64_t n = sizes[c][0], d = sizes[c][1];
+        size_t scope = th_scope_begin();
+        th_tensor *x = random2(n, d + 64), *gx = on_device(x), *q = eight(n, d), *qs = made(n, 1, TH_F32);
+        assert_int_equal(th_scale_(th_narrow(gx, 0, 1, 1), 1e-4), 0);
+        ok(kernels->quantize(&tk, n, d, th_data(gx), d + 64, th_data(q), th_data(qs)));
+        eight_bits("quantize", q, qs, th_narrow(gx, 1, 0, d));
         th_scope_end(scope);
     }
 }
@@ -246,7 +302,7 @@ int main(void)
         kernels = table();
         tk.stream = kernel_stream();
     }
-    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(cross_entropy), BOTH(embeddings_gradient),
+    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(rows_in_eight_bits), BOTH(cross_entropy), BOTH(embeddings_gradient),
                                        BOTH(copies)};
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
