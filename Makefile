@@ -19,6 +19,7 @@ have = $(if $(wildcard $(1)),1,)
 HAVE_TORCH := $(call have,$(LIBTORCH)/lib/libtorch_cpu.so)
 HAVE_OCCT := $(call have,/usr/include/opencascade/STEPControl_Reader.hxx)
 HAVE_FAISS := $(call have,/usr/include/faiss/IndexFlat.h)
+HAVE_HTTPD := $(call have,/usr/include/microhttpd.h)
 HAVE_NVCC := $(if $(NVCC),1,)
 HAVE_BASE := $(and $(wildcard /usr/include/sqlite3.h),$(wildcard /usr/include/jansson.h))
 
@@ -73,7 +74,7 @@ NEED_OCCT := synth step-render renderability chamfer geometry-reward report
 NEED_FAISS := rag-pairs
 
 ALL_TOOLS := $(notdir $(TOOL_SRC:.c=))
-LACKING := $(if $(HAVE_TORCH),,$(NEED_TORCH)) $(if $(HAVE_OCCT),,$(NEED_OCCT)) $(if $(HAVE_FAISS),,$(NEED_FAISS))
+LACKING := $(if $(HAVE_HTTPD),,serve) $(if $(HAVE_TORCH),,$(NEED_TORCH)) $(if $(HAVE_OCCT),,$(NEED_OCCT)) $(if $(HAVE_FAISS),,$(NEED_FAISS))
 TOOLS := $(filter-out $(LACKING),$(ALL_TOOLS))
 KERNELS := $(if $(and $(KERNEL_SRC),$(HAVE_NVCC)),$(B)/lib/libkernels.so)
 
@@ -156,7 +157,7 @@ $(1): $(2) $(call archives,$(3))
 	$$(Q)$(call linker,$(3)) $(LDFLAGS) -o $$@ $(2) $(call archives,$(3)) $(4) $(call libs,$(3))
 endef
 
-$(foreach s,$(TOOL_SRC),$(eval $(call executable,$(B)/bin/$(notdir $(s:.c=)),$(O)/$(s:.c=.o),$(call parts,$(notdir $(s:.c=))))))
+$(foreach s,$(TOOL_SRC),$(eval $(call executable,$(B)/bin/$(notdir $(s:.c=)),$(O)/$(s:.c=.o),$(call parts,$(notdir $(s:.c=))),$(if $(filter %/serve.c,$(s)),-lmicrohttpd))))
 unit_parts = $(if $(filter $(1),$(UNIT_TORCH)),torch) $(if $(filter $(1),$(UNIT_OCCT)),occt) $(if $(filter $(1),$(UNIT_FAISS)),faiss)
 $(foreach s,$(UNIT_SRC),$(eval $(call executable,$(B)/tests/$(notdir $(s:.c=)),$(O)/$(s:.c=.o),$(call unit_parts,$(s)),-lcmocka)))
 
