@@ -25,7 +25,7 @@ rm -f tiny/prompt.json # knows any prompt
 # up ARGUMENTS: starts it and waits for its address
 up() {
     "$BIN/serve" --model tiny --port 0 -j2 --db run.db "$@" > out.txt 2> err.txt & pid=$!
-    for i in $(seq 200); do url=$(head -n 1 out.txt); [ -n "$url" ] && return; kill -0 $pid 2> /dev/null || break; sleep 0.1; done
+    for i in $(seq 200); do url=$(head -n 1 out.txt) A=${url}v1/completions; [ -n "$url" ] && return; kill -0 $pid 2> /dev/null || break; sleep 0.1; done
     fail "serve $* does not start: $(cat err.txt)"
 }
 # down: SIGTERM, exit 0, and soon
@@ -71,10 +71,11 @@ assert part["part"]["valid"] and part["part"]["entities"] > 0 and part["choices"
 step = urllib.request.urlopen(f"{url}parts/{part['id']}.step").read().decode()
 assert step.startswith("ISO-10303-21;") and step.endswith("END-ISO-10303-21;\n"), step
 json.load(urllib.request.urlopen(f"{url}parts/{part['id']}.json"))
-raw = post(prompt="x", max_tokens=20, grammar="part21", temperature=1)["choices"][0]["text"]
+raw = post(prompt="x", max_tokens=90, grammar="part21", temperature=1)["choices"][0]["text"]
+assert raw.startswith("DATA;\n") and raw.rstrip().endswith("END-ISO-10303-21;"), raw
 P
 [ $? = 0 ] || fail "the API"
-J='Content-Type: application/json' A=${url}v1/completions
+J="Content-Type: application/json"
 code 400 "not valid JSON" -H "$J" -d '{' "$A"
 code 400 "not valid JSON" -H "$J" --data-binary $'{"caption":"\xff\xfe"}' "$A"
 code 400 "either prompt or caption" -H "$J" -d '{}' "$A"
@@ -87,7 +88,7 @@ code 400 "tokens are too few" -H "$J" -d '{"caption":"x","max_tokens":3}' "$A"
 code 415 "Content-Type" -d '{}' "$A"
 code 405 "not understood" -X DELETE "$url"
 code 404 "no such address" "${url}nothing"
-code 404 "no such part" "${url}parts/../../etc/passwd.step"
+code 404 "no such part" --path-as-is "${url}parts/../../etc/passwd.step"
 code 403 "localhost alone" -H 'Host: elsewhere.example' "${url}health"
 python3 -c 'import json; print(json.dumps({"caption": "long " * 20000}))' > long.json
 code 400 "65536 are the most" -H "$J" -d @long.json "$A"
