@@ -884,13 +884,13 @@ int lora_save(const struct model *m, const struct lora_config *c, const char *di
         if (!strncmp(m->params[i]->name, "base_model.", 11))
             s.v[n++] = m->params[i];
     size_t n_lora = n;
-    if (c->embeddings)
+    if (c->embeddings) { /* tied weights too are two tensors of the file, as PEFT has it */
         s.v[n++] = m->embed;
-    if (c->embeddings && !m->cfg.tied)
         s.v[n++] = m->head;
+    }
     struct st_tensor *t = describe(s.v, n, TH_F32);
     for (size_t i = n_lora; i < n; i++)
-        t[i].name = xasprintf("base_model.model.%s", s.v[i]->name);
+        t[i].name = xasprintf("base_model.model.%s", i == n_lora ? s.v[i]->name : "lm_head.weight");
     char *path = path_join(dir, "adapter_model.safetensors"), *config = path_join(dir, "adapter_config.json");
     int rc = mkdir_p(dir);
     if (rc == ERR_OK)

@@ -10,13 +10,14 @@
 #include "model/transformer.h"
 
 static const char *model_dir, *adapter_dir, *out_dir;
-static int64_t max_shard = 5000000000;
+static int64_t max_shard = 5000000000, check = 32;
 
 static struct opt options[] = {
     {.name = "model", .type = OPT_STR, .value = &model_dir, .arg = "DIR", .help = "base model, a Hugging Face folder", .flags = OPT_REQUIRED},
     {.name = "adapter", .type = OPT_STR, .value = &adapter_dir, .arg = "DIR", .help = "LoRA adapter in PEFT's layout", .flags = OPT_REQUIRED},
     {.name = "out", .type = OPT_STR, .value = &out_dir, .arg = "DIR", .help = "the merged model", .flags = OPT_REQUIRED},
     {.name = "max-shard", .type = OPT_INT, .value = &max_shard, .arg = "BYTES", .help = "a larger model is written as several files", .min = 1000, .max = 1e15},
+    {.name = "check", .type = OPT_INT, .value = &check, .arg = "N", .help = "compare the logits of the result with those of base and adapter on N tokens (0: not)", .min = 0, .max = 16384},
     {0},
 };
 
@@ -25,7 +26,7 @@ static const struct tool_spec spec = {
     .args = "--model DIR --adapter DIR --out DIR",
     .summary = "Writes the model that a base model and its adapter make together.",
     .details = "Every tensor keeps its type; the sum W + scale B A is formed in float32.  Works through the files, so\n"
-               "memory is that of the largest weight.  An --out that is there is replaced only with --force.\n\n"
+               "memory is that of the largest weight; only --check holds the model, once before and once after.  An --out that is there is replaced only with --force.\n\n"
                "  merge-lora --model models/Qwen2.5-3B --adapter runs/qwen --out models/qwen-step\n",
     .options = options,
 };
@@ -36,7 +37,8 @@ struct merge {
     struct model *m;       /* the base's weights where they lie, to check the adapter against */
     struct st_tensor *v;   /* the output's tensors; data NULL: to be merged */
     struct linear **of;    /* whose weight v[i] is; NULL: carried over */
-    size_t n, n_merged;
+    size_t n, n_merged, n_replaced; /* replaced: embedding and head that the adapter holds whole */
+    double off;            /* how far the logits are apart, NAN: not looked */
     void *bytes;           /* of the merged tensor last asked for */
 };
 
@@ -61,7 +63,16 @@ static th_tensor *load(const struct st *s, const char *name)
     return th_to(th_borrow(t->data, t->rank, t->shape, d), TH_F32, TH_CPU);
 }
 
-/* st_get_fn: W + scale B A, rounded once. */
+/* The adapter's own tensor for a weight of the base (modules_to_save); NULL: none. */
+static const struct st_tensor *whole(const struct merge *g, const char *name)
+{
+    char *full = xasprintf("base_model.model.%s", name);
+    const struct st_tensor *t = st_find(g->adapter, full);
+    free(full);
+    return t;
+}
+
+/* st_get_fn: W + scale B A, or the adapter's own weight, rounded once. */
 static int merged(void *ctx, size_t i, const void **data)
 {
     struct merge *g = ctx;
@@ -73,9 +84,14 @@ static int merged(void *ctx, size_t i, const void **data)
     if (stop_requested())
         return err_set(ERR_CANCELLED, "stopped by a signal");
     size_t scope = th_scope_begin();
-    th_tensor *delta = th_matmul(load(g->adapter, l->lora_b->name), load(g->adapter, l->lora_a->name));
-    rc = th_scale_(delta, g->m->lora_scale);
-    th_tensor *w = rc == ERR_OK ? th_add(load(g->base, g->v[i].name), delta, 1) : NULL;
+    th_tensor *w;
+    if (l) {
+        th_tensor *delta = th_matmul(load(g->adapter, l->lora_b->name), load(g->adapter, l->lora_a->name));
+        rc = th_scale_(delta, g->m->lora_scale);
+        w = rc == ERR_OK ? th_add(load(g->base, g->v[i].name), delta, 1) : NULL;
+    } else {
+        w = load(g->adapter, whole(g, g->v[i].name)->name);
+    }
     double sum = th_item(th_sum_all(w));
     if (!w)
         rc = err_code();
@@ -107,9 +123,11 @@ static int check_all_used(const struct merge *g)
 {
     for (size_t i = 0; i < st_count(g->adapter); i++) {
         const char *name = st_at(g->adapter, i)->name;
-        bool used = false;
-        for (size_t k = 0; k < g->m->n_params && !used; k++)
-            used = !strcmp(g->m->params[k]->name, name);
+        bool used = g->m->cfg.tied && !strcmp(name, "base_model.model.lm_head.weight"); /* the embedding again */
+        for (size_t k = 0; k < g->m->n_params && !used; k++) {
+            const struct param *p = g->m->params[k];
+            used = !strcmp(p->name, name) || (!strncmp(name, "base_model.model.", 17) && !strcmp(p->name, name + 17) && (p == g->m->embed || p == g->m->head));
+        }
         if (!used)
             return err_set(ERR_FORMAT, "%s: tensor %s has no place in %s", st_path(g->adapter), name, model_dir);
     }
@@ -153,6 +171,24 @@ static int open_both(struct merge *g)
     return rc;
 }
 
+/* How the adapter was prompted goes for the model now; which base it was of does not matter any more. */
+static int write_prompt(const char *dir)
+{
+    char *from = path_join(adapter_dir, "prompt.json"), *to = path_join(dir, "prompt.json");
+    json_t *o = NULL;
+    int rc = ERR_OK;
+    if (path_exists(from) && (rc = json_read_file(from, 1 << 20, &o)) == ERR_OK) {
+        json_object_del(o, "base");
+        char *text = json_dumps(o, JSON_INDENT(2));
+        rc = file_write(to, text, strlen(text), true);
+        free(text);
+    }
+    json_decref(o);
+    free(from);
+    free(to);
+    return rc;
+}
+
 static int write_folder(struct merge *g, const char *dir)
 {
     static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -164,25 +200,75 @@ static int write_folder(struct merge *g, const char *dir)
     for (size_t i = 0; i < g->n; i++) {
         g->v[i] = *st_at(g->base, i);
         g->of[i] = linear_named(g->m, g->v[i].name);
-        if (g->of[i]) {
+        if (g->of[i] || whole(g, g->v[i].name)) {
             g->v[i].data = NULL;
-            g->n_merged++;
+            g->of[i] ? g->n_merged++ : g->n_replaced++;
         }
     }
-    progress_start("merging", g->n_merged, "weights");
+    progress_start("merging", g->n_merged + g->n_replaced, "weights");
     int rc = mkdir_p(dir);
     if (rc == ERR_OK)
         rc = st_write_model(dir, g->v, g->n, merged, g, (uint64_t)max_shard);
     progress_end();
-    for (size_t i = 0; i < ARRAY_LEN(names) + 1 && rc == ERR_OK; i++) {
-        bool prompt = i == ARRAY_LEN(names); /* how the adapter was prompted goes for the model now */
-        const char *name = prompt ? "prompt.json" : names[i];
-        char *from = path_join(prompt ? adapter_dir : model_dir, name), *to = path_join(dir, name);
+    for (size_t i = 0; i < ARRAY_LEN(names) && rc == ERR_OK; i++) {
+        char *from = path_join(model_dir, names[i]), *to = path_join(dir, names[i]);
         if (path_exists(from))
             rc = file_copy(from, to, true);
         free(from);
         free(to);
     }
+    return rc < 0 ? rc : write_prompt(dir);
+}
+
+/* ---- the check: what was written gives the logits of base and adapter ---- */
+
+static int read_logits(struct model *m, const int32_t *ids, float *out)
+{
+    size_t scope = th_scope_begin();
+    int rc = th_read(model_logits(m, ids, (size_t)check), out);
+    th_scope_end(scope);
+    return rc;
+}
+
+/* Root mean square of the differences over that of the logits about their mean. */
+static double distance(const float *a, const float *b, size_t n)
+{
+    double diff = 0, sum = 0, square = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        sum += a[i];
+        square += (double)a[i] * a[i];
+    }
+    return sqrt(diff / (square - sum * sum / (double)n));
+}
+
+static int check_logits(struct merge *g, const char *dir)
+{
+    enum th_dtype d = g->m->dtype;
+    double allowed = d == TH_F32 ? 1e-3 : d == TH_F16 ? 0.02 : 0.05; /* roundings of the merged weights, and of what is computed with them */
+    size_t n = (size_t)(check * g->m->cfg.vocab);
+    int32_t *ids = xmalloc((size_t)check * sizeof *ids);
+    float *want = xmalloc(n * sizeof *want), *got = xmalloc(n * sizeof *got);
+    struct model *m = NULL;
+    uint64_t s = 1;
+    for (int64_t i = 0; i < check; i++) {
+        s = s * 6364136223846793005u + 1442695040888963407u; /* any tokens will do */
+        ids[i] = (int32_t)((s >> 33) % (uint64_t)g->m->cfg.vocab);
+    }
+    int rc = read_logits(g->m, ids, want);
+    model_free(g->m); /* not both at once */
+    g->m = NULL;
+    if (rc == ERR_OK && (rc = model_load(dir, d, TH_CPU, &m)) == ERR_OK)
+        rc = read_logits(m, ids, got);
+    if (rc == ERR_OK) {
+        g->off = distance(want, got, n);
+        if (!(g->off <= allowed))
+            rc = err_set(ERR_EXTERN, "the merged weights give other logits than base and adapter (off by %.3g of their spread, %.3g is allowed)", g->off, allowed);
+    }
+    model_free(m);
+    free(ids);
+    free(want);
+    free(got);
     return rc;
 }
 
@@ -220,9 +306,13 @@ static int merge(struct merge *g)
 {
     char *parent = path_dirname(out_dir), *part = xasprintf("%s/.%s.part", parent, path_basename(out_dir)),
          *old = xasprintf("%s/.%s.old", parent, path_basename(out_dir));
-    double t0 = now_s();
+    double t0 = now_s(), scale = g->m->lora_scale;
     int rc = remove_tree(part);
-    if (rc == ERR_OK && (rc = write_folder(g, part)) == ERR_OK)
+    if (rc == ERR_OK)
+        rc = write_folder(g, part);
+    if (rc == ERR_OK && check)
+        rc = check_logits(g, part);
+    if (rc == ERR_OK)
         rc = put_in_place(part, old);
     if (rc < 0) {
         char *why = xstrdup(err_text());
@@ -236,14 +326,18 @@ static int merge(struct merge *g)
         jw_kv_str(&j, "out", out_dir);
         jw_kv_int(&j, "tensors", (int64_t)g->n);
         jw_kv_int(&j, "merged", (int64_t)g->n_merged);
-        jw_kv_real(&j, "scale", g->m->lora_scale);
+        jw_kv_int(&j, "replaced", (int64_t)g->n_replaced);
+        jw_kv_real(&j, "scale", scale);
+        jw_kv_real(&j, "logits_off", g->off);
         jw_kv_real(&j, "seconds", now_s() - t0);
         jw_end(&j);
         rc = tool_item(g->t, &(struct run_item){.item = out_dir, .state = "done", .seconds = now_s() - t0, .result = b.s});
         buf_release(&b);
         if (rc == ERR_OK)
             rc = tool_artifact(g->t, out_dir, "model");
-        tool_print(g->t, "%s: %zu of %zu tensors merged, scale %g\n", out_dir, g->n_merged, g->n, g->m->lora_scale);
+        tool_print(g->t, "%s: %zu of %zu tensors merged, scale %g\n", out_dir, g->n_merged, g->n, scale);
+        if (check)
+            tool_print(g->t, "logits are within %.2g of those of base and adapter\n", g->off);
     }
     free(parent);
     free(part);
@@ -254,7 +348,7 @@ static int merge(struct merge *g)
 int main(int argc, char **argv)
 {
     struct tool t;
-    struct merge g = {.t = &t};
+    struct merge g = {.t = &t, .off = NAN};
     tool_start(&t, &spec, argc, argv);
     th_set_threads(t.threads);
     char *out = xstrdup(out_dir); /* "models/x/" names the folder x */

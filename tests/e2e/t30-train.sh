@@ -82,6 +82,8 @@ done
 "$BIN/eval-loss" --model base --checkpoints base --data data/val.json --db none --json -q > full.json || fail "eval-loss of whole checkpoints: $?"
 "$BIN/merge-lora" --model base --adapter whole --out merged --db e.db -q > m.txt || fail "merge-lora: $?"
 grep -q '^merged: 14 of 26 tensors merged, scale 4$' m.txt || fail "merge-lora says $(cat m.txt)"
+grep -q '^logits are within [0-9.e-]* of those of base and adapter$' m.txt || fail "merge-lora does not check: $(cat m.txt)"
+grep -q '"template": "retrieval"' merged/prompt.json && ! grep -q base merged/prompt.json || fail "the merged model's prompt: $(cat merged/prompt.json)"
 "$BIN/merge-lora" --model base --adapter whole --out shards --max-shard 100k --db none -q > /dev/null || fail "merge-lora in shards: $?"
 [ -f shards/model.safetensors.index.json ] && [ ! -e shards/model.safetensors ] || fail "no shards"
 for m in merged shards; do "$BIN/eval-loss" --model $m --data data/val.json --db none --json -q > $m.json || fail "eval-loss of $m: $?"; done
