@@ -23,6 +23,7 @@ The pipeline
   make data RAW=DIR [NAME=..]     parts and captions -> datasets/work/NAME   (scripts/data.sh lists the variables)
   make data CHUNKS=1-10 CAPTIONS=FILE    the same from chunks of ABC
   make train MODEL=qwen DATA=DIR  fine-tuning -> runs/MODEL                  (configs/: $(basename $(notdir $(wildcard configs/*.conf))))
+                                  GPUS=n: as n processes; RESUME=1: only on from a checkpoint; scripts/train.sh lists the rest
   make eval CKPT=DIR DATA=DIR LABEL=TEXT   parts of the test split, their scores, the tables
   make tables                     every table that the runs so far can fill, and runs/report.html
   make status                     what ran, is running or failed, and why

@@ -16,7 +16,7 @@ for c in configs/*.conf; do
     n=$((n + 1))
     has() { grep -qx "$1" /tmp/t04.$$ || fail "$c: '$1' is due: $(grep "^${1%% *} " /tmp/t04.$$)"; }
     case $c in
-    */qwen*|*/llama*) has 'lora.r = 16'; has 'lora.alpha = 16'; has 'seed = 3407'; has 'weight-decay = 0.01'; has 'batch-size = 2'; has 'save-steps = 300' ;;
+    */qwen*|*/llama*) has 'lora.r = 16'; has 'lora.alpha = 16'; has 'seed = 3407'; has 'weight-decay = 0.01'; has 'batch-size = 2'; has 'save-steps = 300'; has 'optimizer = "adamw8bit"' ;;
     esac
     case $c in
     */qwen.conf|*/llama.conf) has 'lr = 5e-05'; has 'accumulation = 4'; has 'warmup-steps = 1200'; has 'schedule = "linear"' ;;
