@@ -461,8 +461,10 @@ static void *worker(void *arg)
                 continue;
             }
             pthread_mutex_lock(&c->lock);
-            while (atomic_load(&c->turn_no) == seen) {
+            for (;;) { /* asleep is said before the last look: begin_turn() looks in the other order */
                 atomic_store(&c->asleep, true);
+                if (atomic_load(&c->turn_no) != seen)
+                    break;
                 pthread_cond_wait(&c->wake, &c->lock);
             }
             pthread_mutex_unlock(&c->lock);

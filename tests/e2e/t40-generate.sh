@@ -1,0 +1,176 @@
+#!/bin/bash
+# generate: the grammar makes valid parts of random weights, whatever the form and the budget; its share is recorded;
+# checks and pictures; the prompt on a terminal; retrieval; the released adapters; bad input.
+set -u
+BIN=${BIN:-build/bin}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+case $BIN in /*) ;; *) BIN=$PWD/$BIN ;; esac
+ENCODER=${ENCODER:-$root/third_party/minilm}
+case $ENCODER in /*) ;; *) ENCODER=$root/$ENCODER ;; esac
+for t in generate sft; do [ -x "$BIN/$t" ] || { echo "SKIP: $t is not built (no libtorch)"; exit 77; }; done
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+fail() { echo "FAIL: $*"; exit 1; }
+expect() {
+    local code=$1 text=$2; shift 2
+    timeout 100 "$@" > out.txt 2> err.txt < /dev/null; local rc=$?
+    [ $rc = "$code" ] || fail "exit $rc, $code is due: $* ($(cat err.txt))"
+    grep -qF -- "$text" err.txt || fail "no '$text' from $*: $(cat err.txt)"
+    [ "$(wc -l < err.txt)" = 1 ] || fail "more than one line from $*: $(cat err.txt)"
+}
+cd "$dir" || exit 1
+python3 "$root/tests/e2e/tiny_model.py" "$root" . || fail "python3 is needed"
+"$BIN/tokenizer-train" "$root/datasets/sample" --out arch --vocab-size 600 --db none -q > /dev/null || fail "tokenizer-train"
+cp arch/tokenizer*.json wide/; cp arch/tokenizer*.json narrow/
+train() { "$BIN/sft" --data data --max-steps 1 -o lr=1e-5 --batch-size 1 --accumulation 1 --db none -q "$@" > sft.log 2>&1 || fail "sft $*: $(cat sft.log)"; }
+train --model arch --out tiny --method full --init random
+train --model wide --out widened --method full --init random
+train --model tiny --out adapter -o lora.r=2
+rm -f tiny/prompt.json adapter/prompt.json # they know any prompt
+python3 - <<'P'
+import json
+rows = [{"id_original": f"{i:04d}", "caption": f"Part {i}.", "output": "DATA;"} for i in range(12)]
+json.dump(rows, open("captions.json", "w"))
+P
+
+# ---- random weights, every form and several budgets: all valid, nothing dangles, the share recorded
+for kind in "children-first 90" "children-first 400" "parent-first 300" "reference 250" "typed 300" "compact 300"; do
+    set -- $kind
+    more="--order $1"; model=tiny
+    [ "$1" = typed ] && more="--order children-first --typed-references"
+    [ "$1" = compact ] && { more=; model=compact; cp -r tiny compact; echo '{"template": "plain", "form": "compact"}' > compact/prompt.json; }
+    "$BIN/generate" --model $model --captions captions.json --no-retrieval --out "g-$1-$2" --grammar part21 $more --max-new-tokens "$2" --temperature 1 \
+        --batch 4 -j2 --db g.db --json -q > g.jsonl 2> err.txt || fail "generate $kind: $? $(cat err.txt)"
+    "$BIN/complete-ratio" "g-$1-$2" --db none -q --json | tail -n 1 > cr.json
+    grep -q '"total":12,"complete":12,"ratio":1' cr.json || fail "$kind: $(cat cr.json)"
+    python3 - "$1" "$2" <<'P' || fail "$kind"
+import json, sys
+rows = [json.loads(l) for l in open("g.jsonl")]
+assert len(rows) == 12
+for r in rows:
+    assert r["valid"] and r["dangling"] == 0 and r["entities"] > 0 and r["tokens"] <= int(sys.argv[2]), r
+    assert r["changed"] > 0 and 0 < r["changed_share"] <= 1 and abs(r["changed_share"] - r["changed"] / r["tokens"]) < 1e-9, r
+    assert "no reference dangles" in r["checks"] and r["finish_reason"] == "stop", r
+assert len({r["text"] for r in rows}) > 6, "all the same"
+P
+done
+[ "$(sqlite3 g.db "SELECT count(*) FROM metrics WHERE name='grammar_changed_share' AND value > 0 AND value <= 1")" = 6 ] || fail "the share is not in runs.db"
+# the same on the batch, with drafts or without
+for b in 1 5; do
+    "$BIN/generate" --model tiny --captions captions.json --no-retrieval --out b$b --grammar part21 --max-new-tokens 200 --temperature 1 --batch $b --draft $((b * 3 - 3)) -j2 --db none -q || fail "batch $b: $?"
+done
+diff -r b1 b5 > /dev/null || fail "the batch or drafts change the texts"
+
+# ---- one caption: file, checks, picture; on a terminal it asks
+"$BIN/generate" --model tiny --caption "A part." --grammar part21 --max-new-tokens 150 --db none -q > one.txt 2> err.txt || fail "--caption: $? $(cat err.txt)"
+grep -q '^parts/part.step  (.* instances, valid Part 21, no reference dangles; ' one.txt || fail "--caption says $(cat one.txt)"
+[ -s parts/part.step ] && [ -s parts/raw/part.txt ] || fail "no part"
+cat > ask.py <<'P'
+import os, pty, select, sys, time
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+seen, sent, until = b"", 0, time.time() + 90
+lines = [b"A part.\n", b"Another.\n", b"\n"]
+while time.time() < until:
+    if select.select([fd], [], [], 0.2)[0]:
+        try:
+            part = os.read(fd, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    if sent < 3 and seen.count(b"caption (empty: end)> ") > sent:
+        os.write(fd, lines[sent])
+        sent += 1
+sys.stdout.write(seen.decode(errors="replace"))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+P
+python3 ask.py "$BIN/generate" --model tiny --grammar part21 --max-new-tokens 150 --out asked --preview off --db none > asked.txt || fail "asking: $? $(cat asked.txt)"
+[ -s asked/part-1.step ] && [ -s asked/part-2.step ] && [ ! -e asked/part-3.step ] || fail "asked twice: $(ls asked) $(cat asked.txt)"
+
+# ---- retrieval: the nearest that has a part and is not the part itself; embeddings are kept, and noticed to be stale
+if [ -f "$ENCODER/model.safetensors" ]; then
+    python3 - <<'P'
+import json
+said = ["A round flange with six bolt holes.", "A flange, round, with six holes for bolts.", "A round flange.", "A gear wheel with twelve teeth.", "A long bracket."]
+json.dump([{"id_original": f"{i:04d}", "caption": s, "output": "" if i == 1 else f"DATA;\n#1=A{i}();\nENDSEC;\nEND-ISO-10303-21;"} for i, s in enumerate(said)], open("lib.json", "w"))
+json.dump([{"id_original": "0000", "caption": said[0], "output": "DATA;"}, {"id_original": "x", "caption": said[0], "output": "DATA;"}], open("q.json", "w"))
+P
+    r=("$BIN/generate" --rag lib.json --encoder "$ENCODER" --db none -q --json --retrieve-only)
+    "${r[@]}" --captions q.json > r.jsonl || fail "--retrieve-only: $?"
+    python3 - <<'P' || fail "retrieved: $(cat r.jsonl)"
+import json
+a, b = [json.loads(l) for l in open("r.jsonl")]
+assert a["id_retrieve"] == "0002", a       # not itself, and 0001 has no part
+assert b["id_retrieve"] == "0000" and b["cosine"] > 0.999, b
+assert [n["id"] for n in b["nearest"]][:2] == ["0000", "0001"] and not b["nearest"][1]["has_part"] and len(b["nearest"]) == 5, b
+P
+    [ -f lib.json.embeddings.safetensors ] || fail "embeddings are not kept"
+    stamp=$(stat -c %Y%s lib.json.embeddings.safetensors; sha256sum < lib.json.embeddings.safetensors)
+    "${r[@]}" --caption "teeth" > r2.jsonl || fail "again: $?"
+    [ "$stamp" = "$(stat -c %Y%s lib.json.embeddings.safetensors; sha256sum < lib.json.embeddings.safetensors)" ] || fail "embeddings were made again"
+    grep -q '"id_retrieve":"0003"' r2.jsonl || fail "teeth: $(cat r2.jsonl)"
+    sed -i 's/A long bracket/A spoon with teeth/' lib.json
+    "${r[@]}" --caption "A spoon with teeth." > r3.jsonl || fail "changed: $?"
+    grep -q '"id_retrieve":"0004"' r3.jsonl || fail "stale embeddings were used: $(cat r3.jsonl)"
+    expect 2 "needs --encoder" "$BIN/generate" --model tiny --caption x --rag lib.json --db none -q
+    "$BIN/generate" --model tiny --captions q.json --rag lib.json --encoder "$ENCODER" --out rag --max-new-tokens 20 --db none -q --json > rag.jsonl || fail "--rag: $?"
+    [ "$(grep -c '"id_retrieve":"000[02]"' rag.jsonl)" = 2 ] || fail "--rag: $(cat rag.jsonl)"
+    [ "$(head -n 1 rag.jsonl | sed 's/.*"prompt_tokens":\([0-9]*\).*/\1/')" -gt 80 ] || fail "the retrieved part is not in the prompt"
+else
+    echo "no encoder in $ENCODER: retrieval was not tested"
+fi
+
+# ---- the adapters that were released: by name; a retrieval one without --rag is refused with the reason
+for name in step-llm-llama3b step-llm-qwen3b models--JasonShiii--step-llm-qwen3b/snapshots/1; do
+    mkdir -p "$(dirname "$name")"; cp -r adapter "$name"
+    expect 2 "$name was trained with the retrieval prompt, part would get the plain one: give --rag PAIRS --encoder DIR" \
+        "$BIN/generate" --model tiny --adapter "$name" --caption "A part." --out no --db none -q
+done
+cp -r adapter step-llm-llama3b-no_rag
+"$BIN/generate" --model tiny --adapter step-llm-llama3b-no_rag --caption "A part." --out released --grammar part21 --max-new-tokens 150 --preview off --db none -q > released.txt 2> err.txt || fail "no_rag: $(cat err.txt)"
+expect 2 "was trained with the plain prompt" "$BIN/generate" --model tiny --adapter step-llm-llama3b-no_rag --captions data/val.json --out no --db none -q
+cp -r adapter told; echo '{"template": "retrieval"}' > told/prompt.json
+expect 2 "give --rag" "$BIN/generate" --model tiny --adapter told --caption "A part." --out no --db none -q
+echo '{"template": "haiku"}' > told/prompt.json
+expect 3 "template 'haiku' is not known" "$BIN/generate" --model tiny --adapter told --caption "A part." --out no --db none -q
+
+# ---- bad input: one line, the documented code, nothing written
+g=("$BIN/generate" --model tiny --out no --db none -q)
+expect 2 "--caption or --captions is due" "${g[@]}"
+expect 2 "not both" "${g[@]}" --caption x --captions captions.json
+expect 2 "the caption is empty" "${g[@]}" --caption ""
+expect 2 "the caption is empty" "${g[@]}" --caption $' \n\t'
+expect 2 "the caption has 100000 bytes, 65536 are the most" "${g[@]}" --caption "$(printf '%0100000d' 7)"
+expect 2 "is not UTF-8" "${g[@]}" --caption $'a \xff\xfe part'
+expect 3 "absent: no such folder" "$BIN/generate" --model absent --caption x --out no --db none -q
+expect 3 "absent: no such folder" "${g[@]}" --adapter absent --caption x
+expect 3 "absent.tsv" "${g[@]}" --caption x --grammar part21 --schema absent.tsv
+echo "s	A	1" > bad.tsv
+expect 3 "bad.tsv" "${g[@]}" --caption x --grammar part21 --schema bad.tsv
+expect 1 "tokens are too few for any text: the grammar needs" "${g[@]}" --caption x --grammar part21 --max-new-tokens 3
+[ ! -e no ] || fail "something was written: $(ls -R no)"
+train --model widened --out wideadapter -o lora.r=2; rm -f wideadapter/prompt.json
+"$BIN/generate" --model tiny --adapter wideadapter --caption x --out no --db none -q > out.txt 2> err.txt; rc=$?
+[ $rc = 3 ] && [ "$(wc -l < err.txt)" = 1 ] && grep -q wideadapter err.txt || fail "an adapter for another base: exit $rc, $(cat err.txt)"
+expect 3 "600 ids, 500 rows" "$BIN/generate" --model narrowed --caption x --out no --db none -q 2> /dev/null || true
+"$BIN/merge-lora" --model tiny --adapter adapter --out shards --max-shard 100k --db none -q > /dev/null || fail "merge-lora"
+rm -f shards/prompt.json; missing=$(cd shards && ls model-*.safetensors | head -n 1); rm "shards/$missing"
+expect 3 "$missing" "$BIN/generate" --model shards --caption x --out no --db none -q
+head -c 1000 tiny/model.safetensors > cut; cp -r tiny half; cp cut half/model.safetensors
+expect 3 "half/model.safetensors" "$BIN/generate" --model half --caption x --out no --db none -q
+python3 -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2> /dev/null || \
+    { [ -e /dev/nvidia0 ] || expect 3 "CUDA" "${g[@]}" --caption x --device cuda; }
+# a bad record is an item's failure; the others are made
+python3 - <<'P'
+import json
+json.dump([{"id_original": "good", "caption": "Part.", "output": "DATA;"}, {"id_original": "long", "caption": "word " * 2000, "output": "DATA;"},
+           {"id_original": "vast", "caption": "x" * 100000, "output": "DATA;"}, {"id_original": "last", "caption": "Part.", "output": "DATA;"}], open("mixed.json", "w"))
+P
+"$BIN/generate" --model tiny --captions mixed.json --out mixed --max-new-tokens 20 --db m.db -q > /dev/null 2> err.txt; rc=$?
+[ $rc = 1 ] || fail "mixed: exit $rc ($(cat err.txt))"
+[ "$(cd mixed && echo *.step)" = "good.step last.step" ] || fail "mixed: $(ls mixed)"
+grep -q "long: too_long: the prompt has" err.txt && grep -q "vast: too_long: the caption has 100000 bytes" err.txt || fail "mixed: $(cat err.txt)"
+[ "$(sqlite3 m.db "SELECT group_concat(item || ' ' || state, ', ') FROM (SELECT * FROM items ORDER BY item)")" = "good done, last done, long failed, vast failed" ] || fail "runs.db of mixed"
+echo ok
