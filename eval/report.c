@@ -533,15 +533,15 @@ static int put_curves(struct report *r)
 {
     enum { MOST = 8 };
     sqlite3_stmt *s = NULL;
-    int rc = ERR_OK, sq = sqlite3_prepare_v2(r->sq, "SELECT id,label,state FROM runs WHERE tool='sft' AND id IN"
-                                             "(SELECT run_id FROM metrics WHERE name='loss') ORDER BY id DESC", -1, &s, NULL);
+    int rc = ERR_OK, sq = sqlite3_prepare_v2(r->sq, "SELECT id,label,state,tool FROM runs WHERE tool IN ('sft','eval-loss') AND id IN"
+                                             "(SELECT run_id FROM metrics WHERE name='loss' GROUP BY run_id HAVING tool='sft' OR count(*)>1) ORDER BY id DESC", -1, &s, NULL);
     int n = 0;
     while (sq == SQLITE_OK && rc == ERR_OK && n < MOST && (sq = sqlite3_step(s)) == SQLITE_ROW) {
         sq = SQLITE_OK;
         if (!label_wanted(text_at(s, 1)))
             continue;
         int64_t run = sqlite3_column_int64(s, 0);
-        char *title = xasprintf("Run %lld%s%s (%s)", (long long)run, *text_at(s, 1) ? ": " : "", text_at(s, 1), text_at(s, 2));
+        char *title = xasprintf("%s %lld%s%s (%s)", strcmp(text_at(s, 3), "sft") ? "Held-out loss by checkpoint, run" : "Run", (long long)run, *text_at(s, 1) ? ": " : "", text_at(s, 1), text_at(s, 2));
         buf_puts(&r->out, n++ ? "<div class=\"charts\">\n" : "<section id=\"curves\"><h2>Training curves</h2>\n<div class=\"charts\">\n");
         rc = put_loss_curve(r, run, title);
         if (rc == ERR_OK)

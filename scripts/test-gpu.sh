@@ -64,6 +64,28 @@ again() { # two runs of bfloat16 training with --deterministic, one resumed half
         train two --device cuda --deterministic --resume && cmp "$dir/one/adapter_model.safetensors" "$dir/two/adapter_model.safetensors"
 }
 try resume-exact again
+again8() { # the same with 8-bit state of adapters that are large enough for it, embeddings with them
+    local more=(--device cuda --deterministic --optimizer adamw8bit -o lora.r=64 --train-embeddings)
+    train one8 "${more[@]}" && train two8 "${more[@]}" && rm -r "$dir/two8/checkpoint-12" &&
+        train two8 "${more[@]}" --resume && cmp "$dir/one8/adapter_model.safetensors" "$dir/two8/adapter_model.safetensors" &&
+        cmp "$dir/one8/checkpoint-12/optimizer.safetensors" "$dir/two8/checkpoint-12/optimizer.safetensors"
+}
+try resume-exact-8bit again8
+# A GPU that is all but full: one line that says what to lower, and nothing written.
+full() {
+    python3 tests/gpu/random_model.py configs/shapes/small "$dir/small" "$dir/arch" "$dir/long" 4000 16 || return 1
+    python3 -c 'import torch, time
+free = torch.cuda.mem_get_info()[0]
+hog = torch.empty(free - (3 << 29), dtype=torch.uint8, device="cuda")
+print("full", flush=True); time.sleep(60)' > "$dir/hog" & local hog=$!
+    for i in $(seq 300); do grep -q full "$dir/hog" && break; sleep 0.1; done
+    "$b/bin/sft" --model "$dir/small" --data "$dir/long" --out "$dir/oom" --batch-size 8 --max-tokens 4000 --overlong truncate --memory high --db none -q 2> "$dir/oom.err"
+    local rc=$?
+    kill $hog
+    cat "$dir/oom.err"
+    [ $rc = 3 ] && grep -q 'a pass of 8 records, 32000 tokens, finds no room.*--pass-tokens 16000 halves it.*, or --memory low' "$dir/oom.err" && [ ! -e "$dir/oom" ]
+}
+try out-of-memory full
 generate() { "$b/bin/generate" --model "$dir/base" --adapter "$dir/$1" --captions "$dir/data/val.json" --out "$dir/gen-$2" --max-new-tokens 60 \
     --batch 4 --db none -q --device "$2" --dtype float32; }
 both() { generate cuda cuda && generate cuda cpu && diff -r "$dir/gen-cuda/raw" "$dir/gen-cpu/raw"; }

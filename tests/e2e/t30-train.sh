@@ -107,6 +107,11 @@ P
 [ $? = 0 ] || fail "the losses"
 [ "$(sqlite3 e.db "SELECT group_concat(step) FROM metrics JOIN runs ON id=run_id WHERE run_id=1 AND name='loss'")" = 16,20,24 ] || fail "no curve in the database"
 
+if [ -x "$BIN/report" ]; then
+    "$BIN/report" --db e.db --curve 1 --out curve.svg -q && grep -q '<svg' curve.svg && grep -q 'eval-loss, run 1' curve.svg || fail "no plot of eval-loss"
+    "$BIN/report" --db e.db --format html --out e.html -q && grep -q 'Held-out loss by checkpoint, run 1' e.html || fail "no plot of eval-loss in the page"
+fi
+
 # eval-loss killed between checkpoints scores the rest only
 "$BIN/eval-loss" --model base --checkpoints whole --data data/many.json --db k.db --json -q > /dev/null & pid=$!
 for i in $(seq 300); do [ "$(sqlite3 k.db 'SELECT count(*) FROM items' 2> /dev/null || echo 0)" -ge 1 ] && break; sleep 0.02; done
