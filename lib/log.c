@@ -18,7 +18,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     bool active, drawn, tty;
     char what[64], unit[16], tail[128];
-    uint64_t total, done, failed;
+    uint64_t total, done, earlier, failed;
     double started, last_draw, next_line;
 } bar;
 
@@ -130,7 +130,7 @@ void log_error(const char *fmt, ...)
 /* "rounding 120/158 files (2 failed), 410 files/s, 0.1 s left" */
 static int bar_words(char *out, size_t cap, double now)
 {
-    double took = now - bar.started, rate = took > 0 ? (double)bar.done / took : 0;
+    double took = now - bar.started, rate = took > 0 ? (double)(bar.done - bar.earlier) / took : 0;
     bool bytes = !strcmp(bar.unit, "B");
     char a[32], b[32], c[32], left[48] = "", bad[40] = "";
     if (bytes) {
@@ -208,6 +208,14 @@ void progress_add(uint64_t done, uint64_t failed)
     bar.done += done;
     bar.failed += failed;
     bar_draw(false);
+    pthread_mutex_unlock(&lock);
+}
+
+void progress_earlier(uint64_t done)
+{
+    pthread_mutex_lock(&lock);
+    bar.done += done;
+    bar.earlier += done;
     pthread_mutex_unlock(&lock);
 }
 

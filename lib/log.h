@@ -34,6 +34,7 @@ double wall_clock_s(void);
  * total 0: unknown.  unit "B" prints bytes as kB, MB, GB. */
 void progress_start(const char *what, uint64_t total, const char *unit);
 void progress_add(uint64_t done, uint64_t failed);
+void progress_earlier(uint64_t done);  /* was done before: counts for the bar, not for rate and time left */
 void progress_total(uint64_t total); /* once it is known, or known better */
 void progress_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void progress_end(void);

@@ -776,7 +776,7 @@ static int train_all(struct trainer *tr)
     int64_t saved = tr->step;
     bool stop = false;
     progress_start("training", (uint64_t)tr->steps, "steps");
-    progress_add((uint64_t)tr->step, 0);
+    progress_earlier((uint64_t)tr->step);
     while (rc == ERR_OK && tr->step < tr->steps && !stop) {
         struct outcome o;
         rc = train_step(tr, &o, &stop);
@@ -1056,7 +1056,7 @@ int main(int argc, char **argv)
         rc = prepare(&tr);
     if (rc == ERR_OK)
         rc = train_all(&tr);
-    if (rc < 0 && dist_failure(tr.d)) /* a GPU's error is then only what came of it */
+    if (rc == ERR_EXTERN && dist_failure(tr.d)) /* a GPU's error is then only what came of it */
         rc = err_set(ERR_EXTERN, "%s", dist_failure(tr.d));
     char *why = rc < 0 ? xstrdup(err_text()) : NULL;
     dist_close(tr.d, rc == ERR_CANCELLED ? NULL : why); /* a signal stops all after the same step */

@@ -46,6 +46,12 @@ full=("${sft[@]}" --method full --optimizer adamw8bit --max-steps 5 --eval-steps
 "$launch" 3 "${full[@]}" --out full3 --db none > full3.jsonl || fail "all weights, three processes: $?"
 curve full1.jsonl full3.jsonl 1e-3 || fail "all weights: another curve"
 
+# the last step of an epoch may leave a process without a record
+short=("${sft[@]}" --batch-size 13 --global-batch 39 --max-steps 4 --eval-steps 0 --save-steps 0)
+"${short[@]}" --out short1 --db none > short1.jsonl || fail "an epoch that does not divide, one process: $?"
+"$launch" 3 "${short[@]}" --out short3 --db none > short3.jsonl || fail "an epoch that does not divide, three processes: $?"
+curve short1.jsonl short3.jsonl 2e-5 || fail "an epoch that does not divide: another curve"
+
 # ---- a signal to one ends all after the same step; another number goes on
 port=$((20000 + $$ % 20000))
 alone() { # rank size command...: a process as launch.sh starts it, in the background
