@@ -415,7 +415,7 @@ static int begin(struct generator *g, const struct request *q, int64_t sample)
         ask.prompt = ids.v;
         ask.n_prompt = ids.n;
         if (room < 1)
-            why = xasprintf("too_long: the prompt has %zu tokens, the context %lld", ids.n, (long long)info.max_tokens);
+            why = xasprintf("too_long: the prompt has %zu tokens, the model knows %lld", ids.n, (long long)g->s.m->cfg.max_positions);
         else if (g->s.grammar && grammar_state_new(g->s.grammar, room < max_new_tokens ? room : max_new_tokens, &r->grammar) < 0)
             why = xasprintf("too_long: %s", err_text());
         if (r->grammar && !why) {
