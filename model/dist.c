@@ -129,8 +129,8 @@ int dist_choose_gpu(const struct dist_env *e)
     if (e->size == 1)
         return ERR_OK;
     snprintf(one, sizeof one, "%d", e->local_rank);
-    if (visible && *visible) {
-        if (!strchr(visible, ',')) /* Slurm's --gpus-per-task: chosen already; dist_use() sees whether they differ */
+    if (visible) {
+        if (!strchr(visible, ',')) /* none, on purpose; or Slurm's --gpus-per-task: dist_use() sees whether they differ */
             return ERR_OK;
         const char *at = visible;
         for (int i = 0; i < e->local_rank; i++) {
@@ -213,7 +213,7 @@ struct address {
 
 struct peer {
     int fd;                /* -1: none */
-    bool bye;
+    _Atomic bool bye, gone; /* gone: closed by the other side; our end stays open till the end, as others may be at it */
     double seen;
     char host[128];
     void *data;            /* of its last GATHER (at the hub) or RESULT (elsewhere); NULL: taken */
@@ -411,7 +411,7 @@ static void fail(struct dist *d, const char *fmt, ...)
     if (!first)
         return;
     for (int r = 1; r < d->size && !d->rank; r++) /* the hub tells all, before it may end itself */
-        if (d->peer[r].fd >= 0 && !d->peer[r].bye)
+        if (!d->peer[r].gone && !d->peer[r].bye)
             send_frame(d, d->peer[r].fd, ABORT, d->why, strlen(d->why) + 1);
     pthread_mutex_lock(&d->lock);
     d->failed_at = now_s();
@@ -444,8 +444,7 @@ static void take(struct dist *d, int r)
         else
             fail(d, "process %d of %d%s%s ended without a word (killed?)", r, d->size, *p->host ? " on " : "", p->host);
         pthread_mutex_lock(&d->lock);
-        close(p->fd);
-        p->fd = -1;
+        p->gone = true;
         pthread_cond_broadcast(&d->changed);
         pthread_mutex_unlock(&d->lock);
         return;
@@ -489,11 +488,11 @@ static void *monitor_main(void *ctx)
             _exit(3);
         }
         for (int r = 0; r < n; r++)
-            f[r] = (struct pollfd){.fd = r == d->rank ? -1 : d->peer[r].fd, .events = POLLIN};
+            f[r] = (struct pollfd){.fd = r == d->rank || d->peer[r].gone ? -1 : d->peer[r].fd, .events = POLLIN};
         poll(f, (nfds_t)n, 200);
         double now = now_s();
         for (int r = 0; r < n; r++) {
-            if (r == d->rank || d->peer[r].fd < 0)
+            if (r == d->rank || d->peer[r].gone)
                 continue;
             if (f[r].revents)
                 take(d, r);
@@ -503,7 +502,7 @@ static void *monitor_main(void *ctx)
         if (now >= next_beat) {
             next_beat = now + beat;
             for (int r = 0; r < n; r++)
-                if (r != d->rank && d->peer[r].fd >= 0)
+                if (r != d->rank && !d->peer[r].gone)
                     send_frame(d, d->peer[r].fd, ALIVE, NULL, 0);
         }
     }
@@ -531,7 +530,7 @@ int dist_gather(struct dist *d, const void *mine, size_t bytes, void *all)
             memcpy(to + (size_t)r * bytes, mine, bytes);
             continue;
         }
-        while (!p->data && !d->failed && !p->bye && p->fd >= 0)
+        while (!p->data && !d->failed && !p->bye && !p->gone)
             pthread_cond_wait(&d->changed, &d->lock);
         if (!p->data)
             rc = d->failed ? failure(d) : err_set(ERR_EXTERN, "process %d of %d has ended its work before this one", r, d->size);
@@ -775,7 +774,8 @@ static int gather_peers(struct dist *d, int listener, struct address *table, dou
             struct sockaddr_storage a;
             socklen_t n = sizeof a;
             struct peer *p = &d->peer[f.from];
-            *p = (struct peer){.fd = fd, .seen = now_s()};
+            p->fd = fd;
+            p->seen = now_s();
             snprintf(p->host, sizeof p->host, "%s", h->host);
             if (getpeername(fd, (struct sockaddr *)&a, &n) == 0)
                 getnameinfo((struct sockaddr *)&a, n, table[f.from].host, sizeof table->host, NULL, 0, NI_NUMERICHOST);
@@ -800,7 +800,8 @@ static int join_hub(struct dist *d, const struct dist_env *e, int port, struct a
     gethostname(h.host, sizeof h.host - 1);
     if (fd < 0)
         return err_set(ERR_EXTERN, "process 0 is not at %s:%d after %.0f s", e->host, e->port, d->timeout);
-    d->peer[0] = (struct peer){.fd = fd, .seen = now_s()};
+    d->peer[0].fd = fd;
+    d->peer[0].seen = now_s();
     if (send_frame(d, fd, HELLO, &h, sizeof h) < 0 || receive_frame(fd, &f, &data, until + 5) < 0)
         rc = err_set(ERR_EXTERN, "process 0 at %s:%d does not answer", e->host, e->port);
     else if (f.type == ABORT)
@@ -918,20 +919,20 @@ void dist_close(struct dist *d, const char *error)
         return;
     if (d->failed && !error)
         error = d->why;
-    if (error && d->rank && d->peer[0].fd >= 0)
+    if (error && d->rank)
         send_frame(d, d->peer[0].fd, ABORT, error, strlen(error) + 1);
     else if (error)
         fail(d, "process 0 of %d: %s", d->size, error);
     else
         for (int r = 0; r < d->size; r++)
-            if (d->peer[r].fd >= 0)
+            if (d->peer[r].fd >= 0) /* [rank] has none, nor have the others of a process that is not the hub */
                 send_frame(d, d->peer[r].fd, BYE, NULL, 0);
     /* At a good end nobody goes while another may still want something of it.  After an error the hub goes last: a
      * connection closed with something unread in it takes along what the other side has yet to read. */
     double until = now_s() + (error ? 3 : d->timeout);
     pthread_mutex_lock(&d->lock);
     for (int r = 0; r < (d->rank ? 1 : d->size); r++)
-        while (r != d->rank && d->peer[r].fd >= 0 && now_s() < until && (error ? !d->rank || !d->failed : !d->peer[r].bye && !d->failed)) {
+        while (r != d->rank && !d->peer[r].gone && now_s() < until && (error ? !d->rank || !d->failed : !d->peer[r].bye && !d->failed)) {
             struct timespec t;
             clock_gettime(CLOCK_REALTIME, &t);
             t.tv_nsec += 200000000;

@@ -9,7 +9,7 @@ n=${1:-}
 [[ $n =~ ^[1-9][0-9]*$ ]] && [ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 shift
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
-if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .); fi
+if [ -n "${CUDA_VISIBLE_DEVICES+x}" ]; then gpus=$(tr , '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .); fi
 if [ "$gpus" -gt 0 ] && [ "$n" -gt "$gpus" ]; then echo "launch: error: $n processes for $gpus GPUs: one a GPU is due" >&2; exit 2; fi
 export WORLD_SIZE=$n LOCAL_WORLD_SIZE=$n MASTER_ADDR=127.0.0.1
 unset TORCHELASTIC_RUN_ID

@@ -90,6 +90,9 @@ static void a_process_takes_its_own_gpu(void **state)
     e.local_rank = 2;
     assert_int_equal(dist_choose_gpu(&e), ERR_USAGE);
     assert_non_null(strstr(err_text(), "has GPUs 4,6"));
+    set("CUDA_VISIBLE_DEVICES", ""); /* hidden: they stay so */
+    assert_int_equal(dist_choose_gpu(&e), 0);
+    assert_string_equal(getenv("CUDA_VISIBLE_DEVICES"), "");
     clear_env();
 }
 
