@@ -29,6 +29,7 @@ static const struct tool_spec spec = {
                "memory is that of the largest weight; only --check holds the model, once before and once after.  An --out that is there is replaced only with --force.\n\n"
                "  merge-lora --model models/Qwen2.5-3B --adapter runs/qwen --out models/qwen-step\n",
     .options = options,
+    .flags = TOOL_KEEP_DONE,
 };
 
 struct merge {
@@ -278,12 +279,26 @@ static bool same_place(const char *a, const char *b)
     return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+/* What a finished merge stands on, as an item's input. */
+static char *inputs(void)
+{
+    char *index = path_join(model_dir, "model.safetensors.index.json");
+    char *s = xasprintf("%s/config.json\n%s/%s\n%s/adapter_config.json\n%s/adapter_model.safetensors", model_dir, model_dir,
+                        path_exists(index) ? "model.safetensors.index.json" : "model.safetensors", adapter_dir, adapter_dir);
+    free(index);
+    return s;
+}
+
 /* --force takes a model's folder away, and nothing else. */
-static int check_out(bool force)
+static int check_out(struct tool *t)
 {
     if (!path_exists(out_dir))
         return ERR_OK;
-    if (!force)
+    char *state = NULL, *result = NULL;
+    bool ours = t->db && t->resumed && rundb_item_get(t->db, out_dir, &state, &result) == ERR_OK && !strcmp(state, "skipped");
+    free(state);
+    free(result);
+    if (!t->force && !ours)
         return err_set(ERR_USAGE, "%s is there already; --force replaces it", out_dir);
     char *config = path_join(out_dir, "config.json");
     bool model = path_exists(config) && !same_place(out_dir, model_dir) && !same_place(out_dir, adapter_dir);
@@ -312,6 +327,11 @@ static int merge(struct merge *g)
         rc = write_folder(g, part);
     if (rc == ERR_OK && check)
         rc = check_logits(g, part);
+    /* Whoever takes up this run, should it be killed from here on, finds an --out that is its own. */
+    if (rc == ERR_OK && g->t->db)
+        rc = rundb_item(g->t->db, &(struct run_item){.item = out_dir, .state = "skipped", .reason = "being put in place"});
+    if (rc == ERR_OK && g->t->db)
+        rc = rundb_flush(g->t->db);
     if (rc == ERR_OK)
         rc = put_in_place(part, old);
     if (rc < 0) {
@@ -331,7 +351,9 @@ static int merge(struct merge *g)
         jw_kv_real(&j, "logits_off", g->off);
         jw_kv_real(&j, "seconds", now_s() - t0);
         jw_end(&j);
-        rc = tool_item(g->t, &(struct run_item){.item = out_dir, .state = "done", .seconds = now_s() - t0, .result = b.s});
+        char *in = inputs();
+        rc = tool_item(g->t, &(struct run_item){.item = out_dir, .state = "done", .seconds = now_s() - t0, .input = in, .result = b.s});
+        free(in);
         buf_release(&b);
         if (rc == ERR_OK)
             rc = tool_artifact(g->t, out_dir, "model");
@@ -355,15 +377,24 @@ int main(int argc, char **argv)
     for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--)
         out[n - 1] = 0;
     out_dir = out;
-    int rc = check_out(t.force);
+    int rc = tool_begin(&t);
+    char *in = inputs();
+    json_t *was = rc == ERR_OK && path_exists(out_dir) ? tool_item_earlier(&t, out_dir, in, NULL) : NULL;
+    free(in);
+    if (was) { /* of the same weights as now */
+        json_decref(was);
+        tool_print(&t, "%s: is done already\n", out_dir);
+        goto end;
+    }
+    if (rc == ERR_OK)
+        rc = check_out(&t);
     if (rc == ERR_OK)
         rc = open_both(&g);
-    if (rc == ERR_OK)
-        rc = tool_begin(&t);
     if (rc == ERR_OK) {
         warn_of_other_base();
         rc = merge(&g);
     }
+end:;
     int code = tool_finish(&t, rc);
     free(g.v);
     free(g.of);
