@@ -1017,7 +1017,7 @@ static char *put_number(char *o, uint64_t v)
  * f->refs[ref + k].  The buffer must have room (20 bytes more a reference). */
 static char *put_lean(char *o, const char *s, size_t n, const struct step_ids *ids, uint32_t ref)
 {
-    const char *p = s, *end = s + n;
+    const char *p = s, *end = s + n, *start = o;
     while (p < end) {
         char c = *p;
         if (IS(c, C_SPACE)) {
@@ -1041,10 +1041,16 @@ static char *put_lean(char *o, const char *s, size_t n, const struct step_ids *i
             const char *q = space_end(p, end);
             if (q == p && open_comment(p, end))
                 end = p; /* damaged text: there is no more */
-            else if (q == p)
+            else if (q == p) {
+                if (c == '\\' && o - start >= 2 && (o[-1] == 'N' || o[-1] == 'F') && o[-2] == '\\')
+                    *o++ = ' ';
                 *o++ = *p++;
+            }
             p = q > p ? q : p;
         } else {
+            /* What stood apart must not make a comment or a directive of damaged text. */
+            if (c == '*' && o > start && o[-1] == '/')
+                *o++ = ' ';
             *o++ = c;
             p++;
         }
