@@ -5,3 +5,7 @@ $(B)/tests/bench-decode: $(O)/tests/bench/bench_decode.o $(call archives,torch)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(call libs,torch)
 -include $(O)/tests/bench/bench_decode.d
+
+# PAIRS= pair records and TOKENIZER= a tokenizer's folder: what drafts bring, too.
+bench-generate: $(B)/tests/bench-decode $(KERNELS)
+	@PYTHON=$(PYTHON) scripts/bench-generate.sh $(B) $(PAIRS) $(TOKENIZER)

@@ -1,6 +1,6 @@
 # What needs a GPU, and a bundle of it for a machine that has a GPU and PyTorch, but not our other libraries.
 .PHONY: test-gpu gpu-bundle
-GPU_TESTS = $(addprefix $(B)/tests/,test_model test_model_kernels test_model_optim)
+GPU_TESTS = $(addprefix $(B)/tests/,test_model test_model_engine test_model_kernels test_model_optim bench-decode)
 GPU_TOOLS = $(addprefix $(B)/bin/,sft train-bench generate eval-loss merge-lora tokenizer-train token-filter split step-round step-restructure step-restore)
 
 test-gpu: $(GPU_TOOLS) $(GPU_TESTS) $(KERNELS)

@@ -29,6 +29,7 @@ try() { # name command...
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 try kernels env TEST_DEVICE=cuda "$b/tests/test_model_kernels"
 try model-float32 env TEST_DEVICE=cuda "$b/tests/test_model"
+try engine env TEST_DEVICE=cuda "$b/tests/test_model_engine"
 try model-bfloat16 env TEST_DEVICE=cuda TEST_DTYPE=bfloat16 "$b/tests/test_model"
 try optim env TEST_DEVICE=cuda "$b/tests/test_model_optim"
 
