@@ -217,7 +217,7 @@ template <int NT, bool FP8, int HD> struct consumer {
     enum { NC = NT * 8, CHUNK_BYTES = FP8 ? 4096 : 8192, SLOT_CHUNKS = SLOT / CHUNK_BYTES };
     const dk_model &m;
     const dk_work &w;
-    const dk_step &step;
+    dk_step &step;       // a copy in shared memory, but for the pages
     ring r;
     float *x;            // the residual stream: one of two, for load_h()
     unsigned char *xs;   // the columns' vectors in shared memory
@@ -230,7 +230,7 @@ template <int NT, bool FP8, int HD> struct consumer {
     int tid, warp, lane, cols, marks;
     uint64_t starved;
 
-    __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_) : m(m_), w(w_), step(*w_.step) {}
+    __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_, dk_step &s) : m(m_), w(w_), step(s) {}
 
     __device__ __forceinline__ void mark()
     {
@@ -378,15 +378,15 @@ template <int NT, bool FP8, int HD> struct consumer {
     }
 
     // The residual stream's rows of a group: keeps x, writes the next product's h and the sum of squares.
-    __device__ __forceinline__ void finish_rows(int rg, int row, int col, float a, float b, const float *norm)
+    __device__ __forceinline__ void finish_rows(int rg, int row, int col, float a, float b, float norm_a, float norm_b)
     {
         int i = rg * 16 + row;
         bool here = col < cols;
         if (here) {
             x[(int64_t)col * m.kd + i] = a;
             x[(int64_t)col * m.kd + i + 8] = b;
-            put(w.h, i, col, a * norm[i]);
-            put(w.h, i + 8, col, b * norm[i + 8]);
+            put(w.h, i, col, a * norm_a);
+            put(w.h, i + 8, col, b * norm_b);
         }
         float s = a * a + b * b;
 #pragma unroll
@@ -408,13 +408,13 @@ template <int NT, bool FP8, int HD> struct consumer {
                     a = i < m.d ? bf16_to_float(e[i]) : 0;
                     b = i + 8 < m.d ? bf16_to_float(e[i + 8]) : 0;
                 }
-                finish_rows(rg, row, col, a, b, m.norm);
+                finish_rows(rg, row, col, a, b, m.norm[i], m.norm[i + 8]);
             }
     }
 
     __device__ __forceinline__ uint16_t *page(int seq, int page_no, int layer, int kv) const
     {
-        return (uint16_t *)m.pool + (int64_t)step.pages[seq * step.max_pages + page_no] * m.page_elems +
+        return (uint16_t *)m.pool + (int64_t)w.step->pages[seq * step.max_pages + page_no] * m.page_elems +
                layer * m.layer_elems + (int64_t)kv * (2 * DK_PAGE * HD);
     }
 
@@ -425,34 +425,40 @@ template <int NT, bool FP8, int HD> struct consumer {
         const float *bias = m.bias ? m.bias + (int64_t)layer * m.rg_qkv * 16 : nullptr;
         int per_head = HD / 16;
         load_h(layer);
+        int row, col;
+        bool here = mine(row, col) && col < cols;
+        int pos = here ? step.pos[col] : 0, seq = here ? step.seq_of[col] : 0;
         for (int u = s.lo; u < s.hi; u++) {
+            // what the sums will meet is asked for before they are made
+            int head = u / per_head, i = u % per_head * 8 + row;
+            float2 add = make_float2(0, 0), cs = make_float2(1, 0), by = make_float2(1, 1);
+            uint16_t *to = nullptr;
+            bool turned = head < m.heads + m.kv_heads;
+            if (here) {
+                if (bias)
+                    add = make_float2(bias[u * 16 + row], bias[u * 16 + row + 8]);
+                if (FP8)
+                    by = make_float2(scale[u * 16 + row], scale[u * 16 + row + 8]);
+                if (turned)
+                    cs = ((const float2 *)m.rope)[(int64_t)pos * (HD / 2) + i];
+                if (head < m.heads)
+                    to = (uint16_t *)w.q + ((int64_t)col * m.heads + head) * HD + i;
+                else if (turned)
+                    to = page(seq, pos / DK_PAGE, layer, head - m.heads) + pos % DK_PAGE * HD + i;
+                else
+                    to = page(seq, pos / DK_PAGE, layer, head - m.heads - m.kv_heads) + DK_PAGE * HD + pos % DK_PAGE +
+                         (u % per_head * 16 + row) * DK_PAGE;
+            }
             unit(m.kd / DK_CHUNK, 0);
-            int row, col;
-            if (!mine(row, col) || col >= cols)
+            if (!here)
                 continue;
             float a, b;
             sums(row, col, a, b);
             float f = rstd[col];
-            a *= FP8 ? f * scale[u * 16 + row] : f;
-            b *= FP8 ? f * scale[u * 16 + row + 8] : f;
-            if (bias) {
-                a += bias[u * 16 + row];
-                b += bias[u * 16 + row + 8];
-            }
-            int head = u / per_head, i = u % per_head * 8 + row, pos = step.pos[col], seq = step.seq_of[col];
-            if (head < m.heads + m.kv_heads) {
-                float2 cs = ((const float2 *)m.rope)[(int64_t)pos * (HD / 2) + i];
-                float x = a * cs.x - b * cs.y, y = b * cs.x + a * cs.y;
-                uint16_t *to = head < m.heads ? (uint16_t *)w.q + ((int64_t)col * m.heads + head) * HD
-                                              : page(seq, pos / DK_PAGE, layer, head - m.heads) + pos % DK_PAGE * HD;
-                to[i] = to_bf16(x);
-                to[i + HD / 2] = to_bf16(y);
-            } else {
-                uint16_t *to = page(seq, pos / DK_PAGE, layer, head - m.heads - m.kv_heads) + DK_PAGE * HD + pos % DK_PAGE;
-                i = u % per_head * 16 + row;
-                to[i * DK_PAGE] = to_bf16(a);
-                to[(i + 8) * DK_PAGE] = to_bf16(b);
-            }
+            a = a * (f * by.x) + add.x;
+            b = b * (f * by.y) + add.y;
+            to[0] = to_bf16(a * cs.x - b * cs.y);
+            to[turned ? HD / 2 : 8 * DK_PAGE] = to_bf16(b * cs.x + a * cs.y);
         }
     }
 
@@ -669,22 +675,24 @@ template <int NT, bool FP8, int HD> struct consumer {
             load_pages();
         else if (s.lo < s.hi)
             load_x(w.ao, m.kq / 32, false);
+        const float *norm = m.norm + (int64_t)(2 * layer + 1) * m.kd;
+        int row, col;
+        bool some = mine(row, col);
         for (int u = s.lo; u < s.hi; u++) {
+            int i = u * 16 + row;
+            float2 n = make_float2(0, 0), old = n, by = make_float2(1, 1);
+            if (some && col < cols) {
+                n = make_float2(norm[i], norm[i + 8]);
+                old = make_float2(__ldcg(x + (int64_t)col * m.kd + i), __ldcg(x + (int64_t)col * m.kd + i + 8));
+                if (FP8)
+                    by = make_float2(scale[i], scale[i + 8]);
+            }
             unit(m.kq / DK_CHUNK, 0);
-            int row, col;
-            if (!mine(row, col))
+            if (!some)
                 continue;
             float a, b;
             sums(row, col, a, b);
-            if (FP8) {
-                a *= scale[u * 16 + row];
-                b *= scale[u * 16 + row + 8];
-            }
-            if (col < cols) {
-                a += __ldcg(x + (int64_t)col * m.kd + u * 16 + row);
-                b += __ldcg(x + (int64_t)col * m.kd + u * 16 + row + 8);
-            }
-            finish_rows(u, row, col, a, b, m.norm + (int64_t)(2 * layer + 1) * m.kd);
+            finish_rows(u, row, col, a * by.x + old.x, b * by.y + old.y, n.x, n.y);
         }
     }
 
@@ -811,7 +819,11 @@ template <int NT, bool FP8, int HD> struct consumer {
                     if (!flag[i])
                         continue;
                     float a = 0, b = 0;
+                    float2 n2 = make_float2(0, 0);
                     if (col < cols) {
+                        const float *norm = m.norm + (int64_t)(2 * layer + 2) * m.kd + rg * 16 + row;
+                        n2 = make_float2(norm[0], norm[8]);
+#pragma unroll 4
                         for (int s = 0; s < m.slices; s++) {
                             const float *from = w.down + (((int64_t)s * m.rg_d + rg) * NC + col) * 16 + row;
                             a += __ldcg(from);
@@ -824,7 +836,7 @@ template <int NT, bool FP8, int HD> struct consumer {
                         a += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row);
                         b += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row + 8);
                     }
-                    finish_rows(rg, row, col, a, b, m.norm + (int64_t)(2 * layer + 2) * m.kd);
+                    finish_rows(rg, row, col, a, b, n2.x, n2.y);
                 }
             consumer_sync();
         }
@@ -906,7 +918,7 @@ template <int NT, bool FP8, int HD> struct consumer {
 
 // What a block keeps in shared memory ahead of the vectors and the ring.
 struct layout {
-    int rstd, wmax, wsum, flag, red, xs, ring, slots, total;
+    int rstd, wmax, wsum, flag, step, red, xs, ring, slots, total;
 };
 
 __host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
@@ -917,7 +929,8 @@ __host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
     a.wmax = a.rstd + DK_MAX_COLS * 4;
     a.wsum = a.wmax + WARPS * 16 * 4;
     a.flag = a.wsum + WARPS * 16 * 4;
-    a.red = (a.flag + 32 * 4 + 127) / 128 * 128;
+    a.step = a.flag + 32 * 4;
+    a.red = (a.step + (int)sizeof(dk_step) + 127) / 128 * 128;
     a.xs = a.red + ((red > p ? red : p) + 127) / 128 * 128;
     a.ring = a.xs + nc * k * 2;
     a.slots = (smem - a.ring) / SLOT;
@@ -959,7 +972,7 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
         }
         return;
     }
-    consumer<NT, FP8, HD> c(m, w);
+    consumer<NT, FP8, HD> c(m, w, *(dk_step *)(smem + a.step));
     c.r = r;
     c.x = w.x;
     c.xs = smem + a.xs;
@@ -975,7 +988,10 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     c.tid = threadIdx.x;
     c.warp = threadIdx.x >> 5;
     c.lane = threadIdx.x & 31;
-    c.cols = w.step->cols;
+    for (int i = c.tid; i < (int)(sizeof(dk_step) / 4); i += CONSUMERS)
+        ((uint32_t *)(smem + a.step))[i] = ((const uint32_t *)w.step)[i];
+    consumer_sync();
+    c.cols = c.step.cols;
     c.run();
 #endif
 }

@@ -243,10 +243,14 @@ static void check(const char *dir)
         th_scope_end(scope);
     }
     model_free(wide);
-    struct engine *e = open_engine(1, n, false);
+    /* The same twenty tokens one by one, ten at a time, and twenty at a time (ten of each of two sequences), then ten more. */
+    struct engine *e = open_engine(4, n, false);
     struct engine_way *w = engine_way_of(e);
-    if (w->reserve(w, 0, n) != 1 || w->prefill(w, 0, ids, PROMPT) < 0)
-        die("prefill");
+    float *other = xmalloc((size_t)vocab * 4);
+    int64_t unlike[2] = {0, 0};
+    for (int p = 0; p < 4; p++)
+        if (w->reserve(w, p, n) != 1 || w->prefill(w, p, ids, PROMPT) < 0)
+            die("prefill");
     for (int i = 0; i < MORE; i += i < 20 ? 1 : 10) {
         struct engine_column col[10];
         int k = i < 20 ? 1 : 10;
@@ -258,10 +262,27 @@ static void check(const char *dir)
             if (w->logits(w, c, ours + (i + c) * vocab) < 0)
                 die("logits");
     }
-    printf("%s%s, %d positions after %d:\n", w->name, fp8 ? " fp8" : "", MORE, PROMPT);
+    for (int many_too = 0; many_too < 2 && w->max_a_place >= 10; many_too++)
+        for (int i = 0; i < 20; i += 10) {
+            struct engine_column col[20];
+            int k = many_too ? 20 : 10;
+            for (int c = 0; c < k; c++)
+                col[c] = (struct engine_column){many_too ? 2 + c / 10 : 1, ids[PROMPT + i + c % 10], PROMPT + i + c % 10};
+            if (w->step(w, col, k, true) < 0)
+                die("step");
+            for (int c = 0; c < k; c++) {
+                if (w->logits(w, c, other) < 0)
+                    die("logits");
+                for (int64_t v = 0; v < vocab; v++)
+                    unlike[many_too] += memcmp(&other[v], &ours[(i + c % 10) * vocab + v], 4) != 0;
+            }
+        }
+    printf("%s%s, %d positions after %d; logits of other bits in steps of ten: %lld, of twenty: %lld of %lld\n", w->name, fp8 ? " fp8" : "", MORE,
+           PROMPT, (long long)unlike[0], (long long)unlike[1], (long long)(20 * vocab));
     differ("ATen bfloat16 - float32", half, exact, MORE * vocab);
     differ("ours - float32, one column", ours, exact, 20 * vocab);
     differ("ours - float32, ten columns", ours + 20 * vocab, exact + 20 * vocab, 20 * vocab);
+    free(other);
     engine_free(e);
     free(exact);
     free(half);
