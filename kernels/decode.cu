@@ -9,7 +9,7 @@
 //   embed | [ qkv, rope | attention | o, residual, norm | gate-up, SwiGLU | down, residual, norm ] x layers | head
 //
 // Arithmetic of one token never depends on how many others are in the step: each warp sums its own columns of a row in
-// a fixed order, the eight sums are added in the order of the warps, attention is cut into pages by position, and
+// a fixed order, the eight sums are added in the order of the warps, attention is cut into parts by position, and
 // what blocks add up together is added in a fixed order by whoever comes last.
 //
 // RMSNorm: the stage before writes h = x * w, rounded to bfloat16, and sums of squares; 1 / rms is one number a token,
@@ -26,18 +26,17 @@
 
 #include <stdint.h>
 
-// Bytes of a slot, and how many slots may be on their way at once: as many as it takes to keep memory busy.  More only
-// make queues, in which everything else waits, too.
+// Bytes of a slot, and how many slots' worth is fetched into the second-level cache ahead of the ring.
 #ifndef SLOT
 #define SLOT 16384
 #endif
-#ifndef WINDOW
-#define WINDOW 3
+#ifndef L2_AHEAD
+#define L2_AHEAD 8
 #endif
 
 namespace {
 
-enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, MAX_SLOTS = 26, PITCH = 20, P_PITCH = 576 };
+enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, MAX_SLOTS = 26, PITCH = 20, GROUP_WARPS = 4, P_PITCH = DK_PART * 2 + 64 };
 
 // ---- the machine's instructions ----
 #ifndef EMULATE
@@ -81,6 +80,20 @@ __device__ __forceinline__ void bulk_load(void *to, const void *from, uint32_t n
 
 __device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
+__device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(2 + group) : "memory"); }
+
+__device__ __forceinline__ void prefetch_l2(const void *p, uint32_t n)
+{
+#ifdef HOPPER
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void add_release(uint32_t *p)
+{
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
+}
+
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t *p)
 {
     uint32_t v;
@@ -103,7 +116,7 @@ __device__ __forceinline__ uint32_t unbias(uint32_t x)
     return r;
 }
 __device__ __forceinline__ uint32_t permute(uint32_t x, uint32_t y, uint32_t s) { return __byte_perm(x, y, s); }
-__device__ __forceinline__ void relax() { __nanosleep(20); }
+__device__ __forceinline__ void relax() {}
 #else
 #define HOPPER 1
 #endif
@@ -169,48 +182,106 @@ struct ring {
     }
 };
 
-// The producer: all of this block's weights in the order in which the stages want them.
-struct producer {
-    ring r, arriving; // arriving: WINDOW slots behind r
-    int ahead;
-    __device__ void unit(const unsigned char *from, int bytes)
+// All of this block's weights, in pieces of a slot at most, in the order in which the stages want them.
+struct stream {
+    const dk_model &m;
+    const unsigned char *layer_at, *at;
+    int layer, stage, u, hi, left, chunk_bytes; // stage: 0 to 3, or 4 for the head
+
+    __device__ stream(const dk_model &m_) : m(m_), layer_at((const unsigned char *)m_.w), at(nullptr), layer(0), stage(-1), u(0), hi(0),
+                                            left(0), chunk_bytes(m_.fp8 ? 4096 : 8192)
     {
-#ifdef HOPPER
-        for (int at = 0; at < bytes; at += SLOT, r.next()) {
-            if (ahead == WINDOW) {
-                mbar_wait(&arriving.full[arriving.at], arriving.phase);
-                arriving.next();
+        next_stage();
+    }
+    __device__ bool next_stage()
+    {
+        if (stage == 4)
+            return false;
+        if (++stage == 4 && layer + 1 < m.layers) {
+            stage = 0;
+            layer++;
+            layer_at += m.layer_bytes;
+        } else if (stage == 4) {
+            layer_at += m.layer_bytes;
+        }
+        unit_range s = share(stage == 0 ? m.rg_qkv : stage == 1 ? m.rg_d : stage == 2 ? m.rg_gu : m.rg_head, blockIdx.x, gridDim.x);
+        u = stage == 3 ? down_lower(m, blockIdx.x, gridDim.x) : s.lo;
+        hi = stage == 3 ? down_lower(m, blockIdx.x + 1, gridDim.x) : s.hi;
+        return true;
+    }
+    __device__ bool next(const unsigned char *&from, int &bytes)
+    {
+        while (!left) {
+            while (u == hi)
+                if (!next_stage())
+                    return false;
+            if (stage == 3) {
+                int s = u / m.rg_d, a = slice_start(m, s);
+                at = layer_at + m.off_down + ((int64_t)(u % m.rg_d) * (m.kf / DK_CHUNK) + a) * chunk_bytes;
+                left = (slice_start(m, s + 1) - a) * chunk_bytes;
             } else {
-                ahead++;
+                left = (stage == 1 ? m.kq : m.kd) / DK_CHUNK * chunk_bytes;
+                at = layer_at + (stage == 1 ? m.off_o : stage == 2 ? m.off_gu : 0) + (int64_t)u * left;
             }
-            mbar_wait(&r.empty[r.at], r.phase ^ 1);
-            bulk_load(r.slot + r.at * SLOT, from + at, (uint32_t)(bytes - at < SLOT ? bytes - at : SLOT), &r.full[r.at]);
+            u++;
         }
-#endif
-    }
-    __device__ void units(const unsigned char *w, int n, int chunks, int chunk_bytes)
-    {
-        unit_range s = share(n, blockIdx.x, gridDim.x);
-        for (int u = s.lo; u < s.hi; u++)
-            unit(w + (int64_t)u * chunks * chunk_bytes, chunks * chunk_bytes);
-    }
-    __device__ void run(const dk_model &m)
-    {
-        int cb = m.fp8 ? 4096 : 8192, nd = m.kd / DK_CHUNK, nq = m.kq / DK_CHUNK, nf = m.kf / DK_CHUNK;
-        const unsigned char *w = (const unsigned char *)m.w;
-        int lo = down_lower(m, blockIdx.x, gridDim.x), hi = down_lower(m, blockIdx.x + 1, gridDim.x);
-        for (int l = 0; l < m.layers; l++, w += m.layer_bytes) {
-            units(w, m.rg_qkv, nd, cb);
-            units(w + m.off_o, m.rg_d, nq, cb);
-            units(w + m.off_gu, m.rg_gu, nd, cb);
-            for (int u = lo; u < hi; u++) {
-                int s = u / m.rg_d, a = slice_start(m, s), n = slice_start(m, s + 1) - a;
-                unit(w + m.off_down + ((int64_t)(u % m.rg_d) * nf + a) * cb, n * cb);
-            }
-        }
-        units(w, m.rg_head, nd, cb);
+        from = at;
+        bytes = left < SLOT ? left : SLOT;
+        at += bytes;
+        left -= bytes;
+        return true;
     }
 };
+
+__device__ __forceinline__ uint16_t *page_of(const dk_model &m, const dk_work &w, const dk_step &step, int seq, int page_no, int layer, int kv)
+{
+    return (uint16_t *)m.pool + (int64_t)w.step->pages[seq * step.max_pages + page_no] * m.page_elems + layer * m.layer_elems +
+           (int64_t)kv * (2 * DK_PAGE * m.hd);
+}
+
+// Attention's units: (sequence, kv head, part of its keys).
+struct attention_unit {
+    int seq, kv, part;
+    __device__ attention_unit(const dk_step &step, int u)
+    {
+        seq = 0;
+        while (seq + 1 < step.seqs && step.seq[seq + 1].unit <= u)
+            seq++;
+        int in = u - step.seq[seq].unit, parts = step.seq[seq].parts;
+        kv = in / parts;
+        part = in % parts;
+    }
+};
+
+// The producer thread.  Weights come into the second-level cache L2_AHEAD pieces before the ring has room for them, so that
+// memory has work while the blocks wait for each other; and so do the keys and values of the next layer.
+__device__ void produce(const dk_model &m, const dk_work &w, const dk_step &step, ring r)
+{
+#ifdef HOPPER
+    stream now(m), ahead(m);
+    const unsigned char *from, *later;
+    int bytes, n, layer = -1, lead = 0;
+    while (now.next(from, bytes)) {
+        if (now.layer != layer) {
+            layer = now.layer;
+            for (int u = blockIdx.x * 2, k = 0; k < 4 && u < step.units; u += k & 1 ? 2 * gridDim.x - 1 : 1, k++) {
+                attention_unit a(step, u);
+                uint16_t *kp = page_of(m, w, step, a.seq, a.part / DK_PARTS, layer, a.kv);
+                prefetch_l2(kp + a.part % DK_PARTS * DK_PART * m.hd, DK_PART * m.hd * 2);
+                if (a.part % DK_PARTS == 0)
+                    prefetch_l2(kp + DK_PAGE * m.hd, DK_PAGE * m.hd * 2);
+            }
+        }
+        for (; lead < L2_AHEAD + 1 && ahead.next(later, n); lead++)
+            if (L2_AHEAD > 0)
+                prefetch_l2(later, (uint32_t)n);
+        lead--;
+        mbar_wait(&r.empty[r.at], r.phase ^ 1);
+        bulk_load(r.slot + r.at * SLOT, from, (uint32_t)bytes, &r.full[r.at]);
+        r.next();
+    }
+#endif
+}
 
 // Columns are NT tiles of 8.
 template <int NT, bool FP8, int HD> struct consumer {
@@ -219,12 +290,11 @@ template <int NT, bool FP8, int HD> struct consumer {
     const dk_work &w;
     dk_step &step;       // a copy in shared memory, but for the pages
     ring r;
-    float *x;            // the residual stream: one of two, for load_h()
     unsigned char *xs;   // the columns' vectors in shared memory
     float *red;          // [WARPS][NC][PITCH]
     float *rstd;         // [NC]
     float *wmax, *wsum;  // [WARPS][16]
-    unsigned char *p;    // [16] rows of P_PITCH bytes (shares red's place)
+    unsigned char *p;    // [2 groups][16] rows of P_PITCH bytes (shares red's place)
     int *flag;
     uint32_t barriers;
     int tid, warp, lane, cols, marks;
@@ -245,12 +315,10 @@ template <int NT, bool FP8, int HD> struct consumer {
     {
         barriers += gridDim.x;
         consumer_sync();
-        if (tid == 0) {
-            __threadfence();
-            atomicAdd(&w.step->barrier, 1u);
+        if (tid == 0) { // what the others wrote before they met here is released and acquired with it
+            add_release(&w.step->barrier);
             while (load_acquire(&w.step->barrier) < barriers)
                 relax();
-            __threadfence();
         }
         consumer_sync();
     }
@@ -383,8 +451,8 @@ template <int NT, bool FP8, int HD> struct consumer {
         int i = rg * 16 + row;
         bool here = col < cols;
         if (here) {
-            x[(int64_t)col * m.kd + i] = a;
-            x[(int64_t)col * m.kd + i + 8] = b;
+            w.x[(int64_t)col * m.kd + i] = a;
+            w.x[(int64_t)col * m.kd + i + 8] = b;
             put(w.h, i, col, a * norm_a);
             put(w.h, i + 8, col, b * norm_b);
         }
@@ -414,8 +482,7 @@ template <int NT, bool FP8, int HD> struct consumer {
 
     __device__ __forceinline__ uint16_t *page(int seq, int page_no, int layer, int kv) const
     {
-        return (uint16_t *)m.pool + (int64_t)w.step->pages[seq * step.max_pages + page_no] * m.page_elems +
-               layer * m.layer_elems + (int64_t)kv * (2 * DK_PAGE * HD);
+        return page_of(m, w, step, seq, page_no, layer, kv);
     }
 
     __device__ void qkv(int layer)
@@ -424,7 +491,8 @@ template <int NT, bool FP8, int HD> struct consumer {
         const float *scale = FP8 ? m.scale + layer * m.layer_rows : nullptr;
         const float *bias = m.bias ? m.bias + (int64_t)layer * m.rg_qkv * 16 : nullptr;
         int per_head = HD / 16;
-        load_h(layer);
+        if (s.lo < s.hi)
+            load_x(w.h, m.kd / 32, true);
         int row, col;
         bool here = mine(row, col) && col < cols;
         int pos = here ? step.pos[col] : 0, seq = here ? step.seq_of[col] : 0;
@@ -462,30 +530,34 @@ template <int NT, bool FP8, int HD> struct consumer {
         }
     }
 
-    // The keys of one page for all query rows (a column and a head each) of a sequence that share a kv head.
-    __device__ void attend_page(int seq, int kv, int split, int layer)
+    // One part of the keys for all query rows (a column and a head each) of a sequence that share a kv head.
+    __device__ void attend_part(int seq, int kv, int part, int layer)
     {
-        enum { ND = HD / 64 }; // tiles of 8 dimensions of the values that a warp sums
+        enum { ND = HD / 32, NB = DK_PART / 32 }; // tiles of 8 dimensions of the values that a warp sums; blocks of 32 keys
+        int group_no = warp / GROUP_WARPS, wg = warp % GROUP_WARPS;
+        float *wmax = this->wmax + group_no * GROUP_WARPS * 16, *wsum = this->wsum + group_no * GROUP_WARPS * 16;
+        unsigned char *p = this->p + group_no * 16 * P_PITCH;
         const dk_seq &q = step.seq[seq];
         int group = m.heads / m.kv_heads, rows = q.n * group, g = lane >> 2, c = lane & 3;
-        int n = q.pos + q.n - split * DK_PAGE;
-        n = n < DK_PAGE ? n : DK_PAGE;
-        const uint16_t *kp = page(seq, split, layer, kv), *vp = kp + DK_PAGE * HD;
+        int n = q.pos + q.n - part * DK_PART;
+        n = n < DK_PART ? n : DK_PART;
+        const uint16_t *kp = page(seq, part / DK_PARTS, layer, kv), *vp = kp + DK_PAGE * HD + part % DK_PARTS * DK_PART;
+        kp += part % DK_PARTS * DK_PART * HD;
         const uint4 zero = make_uint4(0, 0, 0, 0);
-        uint4 kf[4][HD / 32], vf[ND][8];
+        uint4 kf[4][HD / 32], vf[ND][NB];
         // both at once, so that memory is waited for once
 #pragma unroll
         for (int t = 0; t < 4; t++)
 #pragma unroll
             for (int j = 0; j < HD / 32; j++) {
-                int key = warp * 32 + t * 8 + g;
+                int key = wg * 32 + t * 8 + g;
                 kf[t][j] = key < n ? __ldcg((const uint4 *)(kp + key * HD + j * 32 + c * 8)) : zero;
             }
 #pragma unroll
         for (int t = 0; t < ND; t++)
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                int key = j * 32 + c * 8, dim = (warp * ND + t) * 8 + g;
+            for (int j = 0; j < NB; j++) {
+                int key = j * 32 + c * 8, dim = (wg * ND + t) * 8 + g;
                 vf[t][j] = key < n ? __ldcg((const uint4 *)(vp + dim * DK_PAGE + key)) : zero;
             }
         float factor = m.qk_scale * 1.4426950408889634f;
@@ -510,13 +582,13 @@ template <int NT, bool FP8, int HD> struct consumer {
                 }
             }
             // keys that a row may see: up to its own position
-            int sees_a = q.pos + ra / group - split * DK_PAGE, sees_b = q.pos + rb / group - split * DK_PAGE;
+            int sees_a = q.pos + ra / group - part * DK_PART, sees_b = q.pos + rb / group - part * DK_PART;
             float ma = -INFINITY, mb = -INFINITY;
 #pragma unroll
             for (int t = 0; t < 4; t++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    int key = warp * 32 + t * 8 + 2 * c + e;
+                    int key = wg * 32 + t * 8 + 2 * c + e;
                     s[t][e] = key <= sees_a ? s[t][e] * factor : -INFINITY;
                     s[t][e + 2] = key <= sees_b ? s[t][e + 2] * factor : -INFINITY;
                     ma = fmaxf(ma, s[t][e]);
@@ -528,13 +600,13 @@ template <int NT, bool FP8, int HD> struct consumer {
                 mb = fmaxf(mb, __shfl_xor_sync(~0u, mb, o));
             }
             if (c == 0) {
-                wmax[warp * 16 + g] = ma;
-                wmax[warp * 16 + g + 8] = mb;
+                wmax[wg * 16 + g] = ma;
+                wmax[wg * 16 + g + 8] = mb;
             }
-            consumer_sync();
+            group_sync(group_no);
             ma = mb = -INFINITY;
 #pragma unroll
-            for (int k = 0; k < WARPS; k++) {
+            for (int k = 0; k < GROUP_WARPS; k++) {
                 ma = fmaxf(ma, wmax[k * 16 + g]);
                 mb = fmaxf(mb, wmax[k * 16 + g + 8]);
             }
@@ -544,7 +616,7 @@ template <int NT, bool FP8, int HD> struct consumer {
                 float e0 = exp2f(s[t][0] - za), e1 = exp2f(s[t][1] - za), e2 = exp2f(s[t][2] - zb), e3 = exp2f(s[t][3] - zb);
                 la += e0 + e1;
                 lb += e2 + e3;
-                int at = (warp * 32 + t * 8 + 2 * c) * 2;
+                int at = (wg * 32 + t * 8 + 2 * c) * 2;
                 *(uint32_t *)(p + g * P_PITCH + at) = pack2(e0, e1);
                 *(uint32_t *)(p + (g + 8) * P_PITCH + at) = pack2(e2, e3);
             }
@@ -554,16 +626,16 @@ template <int NT, bool FP8, int HD> struct consumer {
                 lb += __shfl_xor_sync(~0u, lb, o);
             }
             if (c == 0) {
-                wsum[warp * 16 + g] = la;
-                wsum[warp * 16 + g + 8] = lb;
+                wsum[wg * 16 + g] = la;
+                wsum[wg * 16 + g + 8] = lb;
             }
-            consumer_sync();
+            group_sync(group_no);
             float o[ND][4];
 #pragma unroll
             for (int t = 0; t < ND; t++)
                 o[t][0] = o[t][1] = o[t][2] = o[t][3] = 0;
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < NB; j++) {
                 uint4 a = *(const uint4 *)(p + g * P_PITCH + (j * 32 + c * 8) * 2);
                 uint4 b = *(const uint4 *)(p + (g + 8) * P_PITCH + (j * 32 + c * 8) * 2);
 #pragma unroll
@@ -572,37 +644,38 @@ template <int NT, bool FP8, int HD> struct consumer {
                     mma(o[t], a.z, b.z, a.w, b.w, vf[t][j].z, vf[t][j].w);
                 }
             }
-            int64_t pa = ((int64_t)(q.col + ra / group) * m.heads + kv * group + ra % group) * step.max_pages + split;
-            int64_t pb = ((int64_t)(q.col + rb / group) * m.heads + kv * group + rb % group) * step.max_pages + split;
+            int64_t pa = ((int64_t)(q.col + ra / group) * m.heads + kv * group + ra % group) * (step.max_pages * DK_PARTS) + part;
+            int64_t pb = ((int64_t)(q.col + rb / group) * m.heads + kv * group + rb % group) * (step.max_pages * DK_PARTS) + part;
 #pragma unroll
             for (int t = 0; t < ND; t++) {
-                int dim = (warp * ND + t) * 8 + 2 * c;
+                int dim = (wg * ND + t) * 8 + 2 * c;
                 if (ra < rows)
                     *(float2 *)(w.part + pa * HD + dim) = make_float2(o[t][0], o[t][1]);
                 if (rb < rows)
                     *(float2 *)(w.part + pb * HD + dim) = make_float2(o[t][2], o[t][3]);
             }
-            if (tid < 16 && base + tid < rows) {
+            int gt = tid % (GROUP_WARPS * 32);
+            if (gt < 16 && base + gt < rows) {
                 float l = 0, mm = -INFINITY;
-                int rr = base + tid;
-                for (int k = 0; k < WARPS; k++) {
-                    l += wsum[k * 16 + tid];
-                    mm = fmaxf(mm, wmax[k * 16 + tid]);
+                int rr = base + gt;
+                for (int k = 0; k < GROUP_WARPS; k++) {
+                    l += wsum[k * 16 + gt];
+                    mm = fmaxf(mm, wmax[k * 16 + gt]);
                 }
-                int64_t at = ((int64_t)(q.col + rr / group) * m.heads + kv * group + rr % group) * step.max_pages + split;
+                int64_t at = ((int64_t)(q.col + rr / group) * m.heads + kv * group + rr % group) * (step.max_pages * DK_PARTS) + part;
                 *(float2 *)(w.ml + at * 2) = make_float2(mm, l);
             }
-            consumer_sync(); // wmax and wsum have been read
+            group_sync(group_no); // wmax and wsum have been read
         }
     }
 
-    // Four dimensions of a column's head: its pages in their order, as bfloat16.
-    __device__ __forceinline__ uint2 add_pages(int col, int head, int dim, int splits) const
+    // Four dimensions of a column's head: its parts in their order, as bfloat16.
+    __device__ __forceinline__ uint2 add_parts(int col, int head, int dim, int parts) const
     {
-        int64_t at = ((int64_t)col * m.heads + head) * step.max_pages;
+        int64_t at = ((int64_t)col * m.heads + head) * (step.max_pages * DK_PARTS);
         float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
 #pragma unroll 4
-        for (int s = 0; s < splits; s++) { // by turns: the sum so far is brought down when the maximum rises
+        for (int s = 0; s < parts; s++) { // by turns: the sum so far is brought down when the maximum rises
             float2 ml = __ldcg((const float2 *)w.ml + at + s);
             float4 v = __ldcg((const float4 *)(w.part + (at + s) * HD + dim));
             float t = fmaxf(top, ml.x), f = exp2f(ml.x - t), g = exp2f(top - t);
@@ -617,53 +690,52 @@ template <int NT, bool FP8, int HD> struct consumer {
         return make_uint2(pack2(o[0] * f, o[1] * f), pack2(o[2] * f, o[3] * f));
     }
 
-    // The last block to finish a page of (sequence, kv head) adds the pages up, in their order.
+    // The last group to finish a part of (sequence, kv head) adds the parts up, in their order.
     __device__ void attend_combine(int seq, int kv)
     {
         const dk_seq &q = step.seq[seq];
-        consumer_sync();
-        if (tid == 0) {
-            __threadfence(); // for the whole block, which has met
+        int group_no = warp / GROUP_WARPS, gt = tid % (GROUP_WARPS * 32);
+        group_sync(group_no);
+        if (gt == 0) {
+            __threadfence(); // for the whole group, which has met
             uint32_t *count = &w.count_attn[seq * m.kv_heads + kv];
-            *flag = atomicAdd(count, 1u) == (uint32_t)q.splits - 1;
-            if (*flag) {
+            flag[group_no] = atomicAdd(count, 1u) == (uint32_t)q.parts - 1;
+            if (flag[group_no]) {
                 *count = 0;
                 __threadfence();
             }
         }
-        consumer_sync();
-        if (!*flag)
+        group_sync(group_no);
+        if (!flag[group_no])
             return;
         int group = m.heads / m.kv_heads, n = q.n * group * (HD / 4);
-        for (int i = tid; i < n; i += CONSUMERS) {
+#pragma unroll 2
+        for (int i = gt; i < n; i += GROUP_WARPS * 32) {
             int row = i / (HD / 4), dim = i % (HD / 4) * 4, col = q.col + row / group, head = kv * group + row % group;
             int k = head * HD + dim;
-            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = add_pages(col, head, dim, q.splits);
+            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = add_parts(col, head, dim, q.parts);
         }
     }
 
     // Everybody adds them up for himself.
-    __device__ void load_pages()
+    __device__ void load_parts()
     {
         int each = m.heads * (HD / 4), n = cols * each;
 #pragma unroll 2
         for (int i = tid; i < n; i += CONSUMERS) {
             int col = i / each, k = i % each * 4;
-            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = add_pages(col, k / HD, k % HD, step.seq[step.seq_of[col]].splits);
+            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = add_parts(col, k / HD, k % HD, step.seq[step.seq_of[col]].parts);
         }
         consumer_sync();
     }
 
     __device__ void attention(int layer)
     {
-        for (int u = blockIdx.x; u < step.units; u += gridDim.x) {
-            int seq = 0;
-            while (seq + 1 < step.seqs && step.seq[seq + 1].unit <= u)
-                seq++;
-            int in = u - step.seq[seq].unit, kv = in / step.seq[seq].splits;
-            attend_page(seq, kv, in % step.seq[seq].splits, layer);
-            if (!step.few_pages)
-                attend_combine(seq, kv);
+        for (int u = blockIdx.x * 2 + warp / GROUP_WARPS; u < step.units; u += 2 * gridDim.x) {
+            attention_unit a(step, u);
+            attend_part(a.seq, a.kv, a.part, layer);
+            if (!step.few_parts)
+                attend_combine(a.seq, a.kv);
         }
     }
 
@@ -671,8 +743,8 @@ template <int NT, bool FP8, int HD> struct consumer {
     {
         unit_range s = share(m.rg_d, blockIdx.x, gridDim.x);
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_o : nullptr;
-        if (s.lo < s.hi && step.few_pages)
-            load_pages();
+        if (s.lo < s.hi && step.few_parts)
+            load_parts();
         else if (s.lo < s.hi)
             load_x(w.ao, m.kq / 32, false);
         const float *norm = m.norm + (int64_t)(2 * layer + 1) * m.kd;
@@ -683,7 +755,7 @@ template <int NT, bool FP8, int HD> struct consumer {
             float2 n = make_float2(0, 0), old = n, by = make_float2(1, 1);
             if (some && col < cols) {
                 n = make_float2(norm[i], norm[i + 8]);
-                old = make_float2(__ldcg(x + (int64_t)col * m.kd + i), __ldcg(x + (int64_t)col * m.kd + i + 8));
+                old = make_float2(__ldcg(w.x + (int64_t)col * m.kd + i), __ldcg(w.x + (int64_t)col * m.kd + i + 8));
                 if (FP8)
                     by = make_float2(scale[i], scale[i + 8]);
             }
@@ -715,69 +787,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         }
     }
 
-    // The vectors ahead of a layer, or of the head: with few columns everybody adds down's slices up for himself.
-    __device__ void load_h(int layer)
-    {
-        if (!step.few_cols || layer == 0) {
-            load_x(w.h, m.kd / 32, true);
-            return;
-        }
-        float *other = x == w.x ? w.x + (int64_t)DK_MAX_COLS * m.kd : w.x;
-        const float *scale = FP8 ? m.scale + (layer - 1) * m.layer_rows + m.row_down : nullptr, *norm = m.norm + (int64_t)2 * layer * m.kd;
-        for (int i = tid; i < m.rg_d * cols; i += CONSUMERS) {
-            int rg = i % m.rg_d, col = i / m.rg_d;
-            float a[16], s = 0;
-#pragma unroll
-            for (int e = 0; e < 16; e++)
-                a[e] = 0;
-#pragma unroll 4
-            for (int k = 0; k < m.slices; k++) {
-                const float4 *from = (const float4 *)(w.down + (((int64_t)k * m.rg_d + rg) * NC + col) * 16);
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float4 v = __ldcg(from + e);
-                    a[4 * e] += v.x;
-                    a[4 * e + 1] += v.y;
-                    a[4 * e + 2] += v.z;
-                    a[4 * e + 3] += v.w;
-                }
-            }
-            const float *from_x = x + (int64_t)col * m.kd + rg * 16;
-            float *to_x = other + (int64_t)col * m.kd + rg * 16, sq[8];
-            uint32_t h[8];
-#pragma unroll
-            for (int e = 0; e < 16; e++)
-                a[e] = (FP8 ? a[e] * scale[rg * 16 + e] : a[e]) + __ldcg(from_x + e);
-#pragma unroll
-            for (int e = 0; e < 8; e++) { // the order of finish_rows()
-                sq[e] = a[e] * a[e] + a[e + 8] * a[e + 8];
-                h[e] = pack2(a[2 * e] * norm[rg * 16 + 2 * e], a[2 * e + 1] * norm[rg * 16 + 2 * e + 1]);
-            }
-            s = ((sq[0] + sq[4]) + (sq[2] + sq[6])) + ((sq[1] + sq[5]) + (sq[3] + sq[7]));
-            uint4 *to = (uint4 *)(xs + ((rg >> 1) * NC + col) * 64 + (rg & 1) * 32);
-            to[0] = make_uint4(h[0], h[1], h[2], h[3]);
-            to[1] = make_uint4(h[4], h[5], h[6], h[7]);
-            red[i] = s;
-            if (rg % (int)gridDim.x == (int)blockIdx.x) // one keeps the sum, elsewhere, since others may still read
-#pragma unroll
-                for (int e = 0; e < 16; e++)
-                    to_x[e] = a[e];
-        }
-        x = other;
-        consumer_sync();
-        for (int c = warp; c < cols; c += WARPS) {
-            float s = 0;
-            for (int i = lane; i < m.rg_d; i += 32)
-                s += red[c * m.rg_d + i];
-#pragma unroll
-            for (int o = 16; o; o >>= 1)
-                s += __shfl_xor_sync(~0u, s, o);
-            if (lane == 0)
-                rstd[c] = rsqrtf(s / (float)m.d + m.eps);
-        }
-        consumer_sync();
-    }
-
     __device__ void down(int layer)
     {
         int lo = down_lower(m, blockIdx.x, gridDim.x), hi = down_lower(m, blockIdx.x + 1, gridDim.x), have = -1, row, col;
@@ -798,48 +807,29 @@ template <int NT, bool FP8, int HD> struct consumer {
             to[0] = a;
             to[8] = b;
         }
-        if (step.few_cols) // load_h() will
-            return;
-        // whoever completes a row group adds its slices up
-        consumer_sync();
-        for (int base = lo; base < hi; base += 32) {
-            int n = hi - base < 32 ? hi - base : 32;
-            if (tid < n) {
-                __threadfence(); // for the whole block, which has met
-                uint32_t *count = &w.count_down[(base + tid) % m.rg_d];
-                flag[tid] = atomicAdd(count, 1u) == (uint32_t)m.slices - 1;
-                if (flag[tid])
-                    *count = 0;
-                __threadfence();
-            }
-            consumer_sync();
-            if (mine(row, col))
-                for (int i = 0; i < n; i++) {
-                    int rg = (base + i) % m.rg_d;
-                    if (!flag[i])
-                        continue;
-                    float a = 0, b = 0;
-                    float2 n2 = make_float2(0, 0);
-                    if (col < cols) {
-                        const float *norm = m.norm + (int64_t)(2 * layer + 2) * m.kd + rg * 16 + row;
-                        n2 = make_float2(norm[0], norm[8]);
-#pragma unroll 4
-                        for (int s = 0; s < m.slices; s++) {
-                            const float *from = w.down + (((int64_t)s * m.rg_d + rg) * NC + col) * 16 + row;
-                            a += __ldcg(from);
-                            b += __ldcg(from + 8);
-                        }
-                        if (FP8) {
-                            a *= scale[rg * 16 + row];
-                            b *= scale[rg * 16 + row + 8];
-                        }
-                        a += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row);
-                        b += __ldcg(x + (int64_t)col * m.kd + rg * 16 + row + 8);
+        grid_sync();
+        // each block adds up the slices of its own row groups
+        const float *norm = m.norm + (int64_t)(2 * layer + 2) * m.kd;
+        if (mine(row, col))
+            for (int rg = blockIdx.x; rg < m.rg_d; rg += gridDim.x) {
+                float a = 0, b = 0;
+                float2 n = make_float2(0, 0);
+                if (col < cols) {
+                    int i = rg * 16 + row;
+                    float2 old = make_float2(__ldcg(w.x + (int64_t)col * m.kd + i), __ldcg(w.x + (int64_t)col * m.kd + i + 8));
+                    n = make_float2(norm[i], norm[i + 8]);
+                    float2 by = FP8 ? make_float2(scale[i], scale[i + 8]) : make_float2(1, 1);
+#pragma unroll 8
+                    for (int s = 0; s < m.slices; s++) {
+                        const float *from = w.down + (((int64_t)s * m.rg_d + rg) * NC + col) * 16 + row;
+                        a += __ldcg(from);
+                        b += __ldcg(from + 8);
                     }
-                    finish_rows(rg, row, col, a, b, n2.x, n2.y);
+                    a = a * by.x + old.x;
+                    b = b * by.y + old.y;
                 }
-            consumer_sync();
-        }
+                finish_rows(rg, row, col, a, b, n.x, n.y);
+            }
     }
 
     __device__ void head()
@@ -849,7 +839,7 @@ template <int NT, bool FP8, int HD> struct consumer {
         float best = -INFINITY;
         int id = 0x7fffffff, row, col;
         bool here = mine(row, col);
-        load_h(m.layers);
+        load_x(w.h, m.kd / 32, true);
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             if (!here || col >= cols)
@@ -924,7 +914,7 @@ struct layout {
 __host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
 {
     layout a;
-    int red = WARPS * nc * PITCH * 4, p = 16 * P_PITCH;
+    int red = WARPS * nc * PITCH * 4, p = 2 * 16 * P_PITCH;
     a.rstd = (2 * MAX_SLOTS * 8 + 127) / 128 * 128;
     a.wmax = a.rstd + DK_MAX_COLS * 4;
     a.wsum = a.wmax + WARPS * 16 * 4;
@@ -962,19 +952,16 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 #endif
     }
+    for (int i = threadIdx.x; i < (int)(sizeof(dk_step) / 4); i += THREADS)
+        ((uint32_t *)(smem + a.step))[i] = ((const uint32_t *)w.step)[i];
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        if (threadIdx.x == CONSUMERS) {
-            producer p;
-            p.r = p.arriving = r;
-            p.ahead = 0;
-            p.run(m);
-        }
+        if (threadIdx.x == CONSUMERS)
+            produce(m, w, *(dk_step *)(smem + a.step), r);
         return;
     }
     consumer<NT, FP8, HD> c(m, w, *(dk_step *)(smem + a.step));
     c.r = r;
-    c.x = w.x;
     c.xs = smem + a.xs;
     c.red = (float *)(smem + a.red);
     c.p = smem + a.red;
@@ -988,9 +975,6 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     c.tid = threadIdx.x;
     c.warp = threadIdx.x >> 5;
     c.lane = threadIdx.x & 31;
-    for (int i = c.tid; i < (int)(sizeof(dk_step) / 4); i += CONSUMERS)
-        ((uint32_t *)(smem + a.step))[i] = ((const uint32_t *)w.step)[i];
-    consumer_sync();
     c.cols = c.step.cols;
     c.run();
 #endif

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-enum { DK_PAGE = 256, DK_CHUNK = 256, DK_MAX_COLS = 32, DK_MARKS = 1024 };
+enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_CHUNK = 256, DK_MAX_COLS = 32, DK_MARKS = 1024 };
 
 struct dk_model {
     int32_t layers, heads, kv_heads, hd;   /* hd: 64 or 128, the heads' padded size */
@@ -49,16 +49,15 @@ struct dk_model {
 struct dk_seq {
     int32_t col, n;                        /* its first column, how many */
     int32_t pos;                           /* of the first */
-    int32_t splits;                        /* pages with its keys: (pos + n - 1) / DK_PAGE + 1 */
-    int32_t unit;                          /* attention units of the sequences before it: sum of splits * kv_heads */
+    int32_t parts;                         /* with its keys, of DK_PART each: (pos + n - 1) / DK_PART + 1 */
+    int32_t unit;                          /* attention units of the sequences before it: sum of parts * kv_heads */
 };
 struct dk_step {
     uint32_t barrier;                      /* 0 */
     int32_t cols, seqs, units;
     int32_t max_pages;                     /* row length of pages[] */
     int32_t keep_logits;
-    int32_t few_pages;                     /* pages of attention are added up by everybody who wants the sum */
-    int32_t few_cols;                      /* likewise the slices of down */
+    int32_t few_parts;                     /* parts of attention are added up by everybody who wants the sum */
     int32_t token[DK_MAX_COLS], pos[DK_MAX_COLS], seq_of[DK_MAX_COLS];
     struct dk_seq seq[DK_MAX_COLS];
     int32_t pages[];                       /* [seqs][max_pages] */
@@ -67,13 +66,13 @@ struct dk_step {
 /* Scratch, all on the device. */
 struct dk_work {
     struct dk_step *step;
-    float *x;                              /* [2][DK_MAX_COLS][kd] the residual stream */
+    float *x;                              /* [cols][kd] the residual stream */
     void *h, *ao, *act;                    /* [kd | kq | kf] / 32, nc, 32 bfloat16 */
     float *sumsq;                          /* [rg_d][nc] */
     void *q;                               /* [cols][heads][hd] bfloat16 */
-    float *part, *ml;                      /* [cols][heads][max_pages][hd], {m, l} */
+    float *part, *ml;                      /* [cols][heads][max_pages * DK_PARTS][hd], {m, l} */
     float *down;                           /* [slices][rg_d][nc][16] */
-    uint32_t *count_attn, *count_down;     /* zeros: [seqs][kv_heads], [rg_d] */
+    uint32_t *count_attn;                  /* zeros: [seqs][kv_heads] */
     float *logits;                         /* [cols][rg_head * 16] */
     float *best;                           /* [grid][nc]{ value, id } */
     uint64_t *trace;                       /* NULL, or [grid][DK_MARKS][2]: clock and clocks spent waiting for weights */

@@ -44,7 +44,7 @@ struct emu_warp {
 };
 struct emu_block {
     unsigned char *smem;
-    emu_meet all, consumers;
+    emu_meet all, consumers, group[2];
     std::vector<emu_warp> warps;
 };
 struct emu_fiber {
@@ -106,7 +106,7 @@ static int emulate(unsigned gx, unsigned gy, unsigned threads, size_t smem, std:
     for (size_t b = 0; b < blocks.size(); b++) {
         blocks[b].smem = (unsigned char *)aligned_alloc(128, (smem + 255) / 128 * 128);
         memset(blocks[b].smem, 0xff, smem); // NaN for whoever reads too early
-        blocks[b].all = blocks[b].consumers = {0, 0};
+        blocks[b].all = blocks[b].consumers = blocks[b].group[0] = blocks[b].group[1] = {0, 0};
         blocks[b].warps.assign((threads + 31) / 32, emu_warp());
         for (unsigned t = 0; t < threads; t++) {
             emu_fiber &f = fibers[b * threads + t];
@@ -158,6 +158,9 @@ static uint32_t (*emu_exchange(const uint32_t *v, int n))[8]
 
 static inline void __syncthreads() { emu_join(emu_now->block->all, blockDim.x); }
 static inline void consumer_sync() { emu_join(emu_now->block->consumers, 256); }
+static inline void group_sync(int g) { emu_join(emu_now->block->group[g], 128); }
+static inline void prefetch_l2(const void *, uint32_t) {}
+static inline void add_release(uint32_t *p) { ++*p; }
 static inline void __syncwarp() { emu_join(emu_now->warp->meet, 32); }
 static inline void __threadfence() {}
 static inline void relax() { emu_yield(); }

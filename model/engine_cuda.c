@@ -270,14 +270,14 @@ static int scratch(struct cuda *c)
     struct dk_work *w = &c->work;
     size_t n = DK_MAX_COLS;
     c->mask_words = (d->rg_head * 16 + 31) / 32;
-    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, 2 * n * (size_t)d->kd * 4)) ||
+    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, n * (size_t)d->kd * 4)) ||
         !(w->h = hold(c, n * (size_t)d->kd * 2)) || !(w->ao = hold(c, n * (size_t)d->kq * 2)) ||
         !(w->act = hold(c, n * (size_t)d->kf * 2)) || !(w->sumsq = hold(c, (size_t)d->rg_d * n * 4)) ||
         !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) ||
-        !(w->part = hold(c, n * (size_t)(d->heads * c->max_pages * d->hd) * 4)) ||
-        !(w->ml = hold(c, n * (size_t)(d->heads * c->max_pages) * 8)) ||
+        !(w->part = hold(c, n * (size_t)(d->heads * c->max_pages * DK_PARTS * d->hd) * 4)) ||
+        !(w->ml = hold(c, n * (size_t)(d->heads * c->max_pages * DK_PARTS) * 8)) ||
         !(w->down = hold(c, (size_t)d->slices * (size_t)d->rg_d * n * 64)) ||
-        !(w->count_attn = hold(c, n * (size_t)d->kv_heads * 4)) || !(w->count_down = hold(c, (size_t)d->rg_d * 4)) ||
+        !(w->count_attn = hold(c, n * (size_t)d->kv_heads * 4)) ||
         !(w->logits = hold(c, n * (size_t)d->rg_head * 64)) || !(w->best = hold(c, (size_t)c->grid * n * 8)) ||
         !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) || !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
         return err_code();
@@ -461,16 +461,15 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
         s->seq_of[i] = s->seqs - 1;
     }
     for (int i = 0; i < s->seqs; i++) {
-        s->seq[i].splits = (s->seq[i].pos + s->seq[i].n - 1) / DK_PAGE + 1;
+        s->seq[i].parts = (s->seq[i].pos + s->seq[i].n - 1) / DK_PART + 1;
         s->seq[i].unit = s->units;
-        s->units += s->seq[i].splits * c->dm.kv_heads;
+        s->units += s->seq[i].parts * c->dm.kv_heads;
     }
     /* For a little work a roundtrip through whoever comes last takes longer than doing it 132 times over. */
     int64_t rows = 0;
     for (int i = 0; i < s->seqs; i++)
-        rows += (int64_t)s->seq[i].n * s->seq[i].splits;
-    s->few_pages = !c->many && rows * c->dm.heads * c->dm.hd <= 20480;
-    s->few_cols = !c->many && n * c->dm.slices * c->dm.rg_d <= 2048 && n * c->dm.rg_d <= 1024;
+        rows += (int64_t)s->seq[i].n * s->seq[i].parts;
+    s->few_parts = !c->many && rows * c->dm.heads * c->dm.hd <= 20480;
     c->cols = n;
     c->nc = n <= 8 ? 8 : n <= 16 ? 16 : 32;
     int rc = c->f.k_copy(stream, c->work.step, s, sizeof *s + (size_t)(s->seqs * c->max_pages) * 4);
