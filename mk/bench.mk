@@ -13,3 +13,8 @@ $(B)/tests/bench-step: $(O)/tests/bench/bench_step.o $(B)/lib/libcore.a
 bench-step: $(B)/tests/bench-step
 	@$< $(STEPS)
 -include $(O)/tests/bench/bench_step.d
+
+# Training on a GPU, beside Unsloth where it is installed (TOKENIZER= a folder with Qwen2.5's tokenizer).
+.PHONY: bench-train
+bench-train: $(B)/bin/train-bench $(KERNELS)
+	@B=$(B) scripts/bench-train.sh
