@@ -11,6 +11,10 @@ dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 if [ $# -eq 0 ]; then
     set -- datasets/sample/steps
     "$B/bin/synth" --count "${SYNTH:-2000}" --seed 21 --out "$dir/synth" --db none -q > /dev/null && set -- "$@" "$dir/synth"
+    # every kind of thing that OpenCASCADE writes
+    mkdir "$dir/kinds" && ${CXX:-g++} -std=c++17 -O1 -w -I/usr/include/opencascade tests/grammar/kinds.cc -o "$dir/make-kinds" \
+        -lTKXDESTEP -lTKSTEP -lTKXCAF -lTKLCAF -lTKCAF -lTKCDF -lTKXSBase -lTKBool -lTKBO -lTKPrim -lTKShHealing -lTKTopAlgo -lTKGeomAlgo \
+        -lTKBRep -lTKGeomBase -lTKG3d -lTKG2d -lTKMath -lTKernel && "$dir/make-kinds" "$dir/kinds" > /dev/null && set -- "$@" "$dir/kinds"
     if [ -f "$SHARED/golden/prep/files.tar.xz" ]; then
         mkdir "$dir/golden" && tar -xJf "$SHARED/golden/prep/files.tar.xz" -C "$dir/golden" && set -- "$@" "$dir/golden/src"
     fi
