@@ -53,9 +53,8 @@ static const struct tool_spec spec = {
 };
 
 /* The page is part of the program. */
-extern const char serve_page[], serve_page_end[];
-__asm__(".pushsection .rodata\n.globl serve_page\n.globl serve_page_end\nserve_page:\n.incbin \"infer/serve.html\"\n"
-        "serve_page_end:\n.byte 0\n.popsection\n");
+extern const char serve_page[];
+__asm__(".pushsection .rodata\n.globl serve_page\nserve_page:\n.incbin \"infer/serve.html\"\n.byte 0\n.popsection\n");
 
 /* ---- jobs ---- */
 
@@ -587,7 +586,7 @@ static enum MHD_Result send_error(struct MHD_Connection *c, int status, const ch
 
 static enum MHD_Result send_page(struct MHD_Connection *c)
 {
-    struct MHD_Response *r = MHD_create_response_from_buffer((size_t)(serve_page_end - serve_page), (void *)(uintptr_t)serve_page, MHD_RESPMEM_PERSISTENT);
+    struct MHD_Response *r = MHD_create_response_from_buffer(strlen(serve_page), (void *)(uintptr_t)serve_page, MHD_RESPMEM_PERSISTENT);
     if (!r)
         return MHD_NO;
     MHD_add_response_header(r, "Content-Type", "text/html; charset=utf-8");

@@ -7,9 +7,8 @@
 #include "lib/err.h"
 
 /* The table of the source tree is part of the program. */
-extern const char schema_table[], schema_table_end[];
-__asm__(".pushsection .rodata\n.globl schema_table\n.globl schema_table_end\nschema_table:\n.incbin \"lib/schema.tsv\"\n"
-        "schema_table_end:\n.byte 0\n.popsection\n");
+extern const char schema_table[];
+__asm__(".pushsection .rodata\n.globl schema_table\nschema_table:\n.incbin \"lib/schema.tsv\"\n.byte 0\n.popsection\n");
 
 struct schema *schema_new(void)
 {
@@ -487,7 +486,7 @@ static struct schema *known;
 static void read_known(void)
 {
     known = schema_new();
-    if (schema_read(known, "lib/schema.tsv", schema_table, (size_t)(schema_table_end - schema_table)) < 0) {
+    if (schema_read(known, "lib/schema.tsv", schema_table, strlen(schema_table)) < 0) {
         fprintf(stderr, "%s\n", err_text()); /* a test keeps this from ever being built */
         abort();
     }
