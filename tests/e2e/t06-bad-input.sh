@@ -19,9 +19,9 @@ for c in "step-round $bad --out r" "step-round $bad --out rr --mode reference" "
     "geometry-reward --truth good/part.step --candidates $bad --points 200" "tokenizer-train $bad --out tok --vocab-size 300"; do
     [ -x "$BIN/${c%% *}" ] || continue
     # shellcheck disable=SC2086
-    timeout 120 "$BIN"/$c --db bad.db --json -q > out 2> err; rc=$?
+    timeout 120 "$BIN"/$c --db bad.db --json -q > lines 2> err; rc=$?
     [ $rc -le 1 ] || fail "$c: exit $rc: $(tail -n 2 err)"
-    python3 -c 'import json,sys; [json.loads(l) for l in open("out")]' || fail "$c: results are no JSON lines"
+    python3 -c 'import json,sys; [json.loads(l) for l in open("lines")]' || fail "$c: results are no JSON lines"
     [ -z "$(find . -name '.*.part')" ] || fail "$c: left $(find . -name '.*.part')"
 done
 echo ok
