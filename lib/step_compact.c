@@ -78,6 +78,8 @@ bool step_is_compact(const char *text, size_t n)
             place = INSIDE;
             break;
         case CLOSES:
+            if (is_word(p, end, "END-ISO-10303-21", ';'))
+                return false; /* what follows is not expanded, either */
             place = OUTSIDE;
             break;
         default:

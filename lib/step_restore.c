@@ -366,19 +366,10 @@ static int relocate(const char *name, const char *text, size_t n, const uint32_t
     return rc;
 }
 
-int step_restore(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report)
+static int restore_named(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report)
 {
-    *report = (struct step_restore_report){0};
     if (n >= UINT32_MAX)
         return err_set(ERR_NOMEM, "%s: %zu bytes is over the limit of 4 GiB", name, n);
-    if (step_is_compact(text, n)) {
-        struct buf named = BUF_INIT;
-        step_expand(text, n, &named);
-        int rc = step_restore(name, named.s, named.n, out, report);
-        report->compact = true;
-        buf_release(&named);
-        return rc;
-    }
     struct mend m = {.text = text, .end = text + n, .report = report};
     if (n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3))
         m.text += 3;
@@ -430,5 +421,18 @@ int step_restore(const char *name, const char *text, size_t n, struct buf *out, 
     free(m.used.v);
     free(m.keys);
     free(m.v);
+    return rc;
+}
+
+int step_restore(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report)
+{
+    *report = (struct step_restore_report){0};
+    if (!step_is_compact(text, n))
+        return restore_named(name, text, n, out, report);
+    struct buf named = BUF_INIT;
+    report->compact = true;
+    step_expand(text, n, &named);
+    int rc = restore_named(name, named.s, named.n, out, report);
+    buf_release(&named);
     return rc;
 }
