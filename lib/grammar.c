@@ -271,6 +271,12 @@ static void set_bit(struct sig *s, uint16_t tset)
         s->tset[s->n_bits++] = tset;
 }
 
+static void new_pattern(struct grammar *g)
+{
+    ARRAY_GROW(g->pat, g->pat_cap, g->n_pat + 1);
+    g->pat[g->n_pat++] = (struct pat){0};
+}
+
 static void fill_pattern(struct grammar *g, size_t at, const struct schema_pattern *p, struct sig *s)
 {
     struct pat f = {.kinds = (uint16_t)p->kinds, .elem = NONE, .enums = NONE, .typed = NONE, .tset = NONE};
@@ -290,7 +296,7 @@ static void fill_pattern(struct grammar *g, size_t at, const struct schema_patte
         f.min = (uint16_t)(p->min > 200 ? 200 : p->min);
         f.max = (uint16_t)(p->max > 200 ? 0 : p->max);
         f.elem = (uint16_t)g->n_pat;
-        ARRAY_GROW(g->pat, g->pat_cap, ++g->n_pat);
+        new_pattern(g);
         fill_pattern(g, f.elem, p->elem, s);
         if (!p->elem->kinds) /* only ever empty */
             f.elem = NONE;
@@ -299,7 +305,7 @@ static void fill_pattern(struct grammar *g, size_t at, const struct schema_patte
         f.typed = new_word(g);
         for (size_t i = 0; i < p->n_typed; i++) {
             uint16_t inner = (uint16_t)g->n_pat, w;
-            ARRAY_GROW(g->pat, g->pat_cap, ++g->n_pat);
+            new_pattern(g);
             fill_pattern(g, inner, p->typed[i].value, s);
             w = add_word(g, f.typed, p->typed[i].name, strlen(p->typed[i].name));
             if (w != NONE)
@@ -315,8 +321,8 @@ static uint16_t add_sig(struct grammar *g, const struct schema_entity *e)
                     .colour = e->kind == 's' && !strcmp(e->name, "COLOUR_RGB"),
                     .presentation = e->kind == 's' && !strcmp(e->name, "MECHANICAL_DESIGN_GEOMETRIC_PRESENTATION_REPRESENTATION")};
     g->n_rest += e->n_params + 1;
-    g->n_pat += e->n_params;
-    ARRAY_GROW(g->pat, g->pat_cap, g->n_pat);
+    for (size_t i = 0; i < e->n_params; i++)
+        new_pattern(g);
     for (size_t i = 0; i < e->n_params; i++)
         fill_pattern(g, s.pat + i, &e->param[i], &s);
     if (e->kind == 's')
