@@ -7,9 +7,10 @@
 #include "lib/step_score.h"
 #include "lib/tool.h"
 #include "model/dataset.h"
+#include "model/engine.h"
 
 static const char *model_dir, *adapter_dir, *checkpoints_dir, *data_file, *tokenizer_dir, *csv_file;
-static const char *device_name = "auto", *dtype_name = "auto";
+static const char *device_name = "auto", *dtype_name = "auto", *weights_kind = "native";
 static bool rag = true;
 static int64_t max_tokens = 16384, limit;
 
@@ -23,6 +24,8 @@ static struct opt options[] = {
     {.name = "max-tokens", .type = OPT_INT, .value = &max_tokens, .arg = "N", .help = "longer records are left out, and counted", .min = 2, .max = 1e7},
     {.name = "limit", .type = OPT_INT, .value = &limit, .arg = "N", .help = "only the first N records (0: all)", .min = 0, .max = 1e9},
     {.name = "csv", .type = OPT_STR, .value = &csv_file, .arg = "FILE", .help = "also write the figures as a table", .flags = OPT_NO_KEY},
+    {.name = "weights", .type = OPT_STR, .value = &weights_kind, .choices = "native|fp8",
+     .help = "fp8: merged and rounded to 8 bits, as generate --weights fp8 computes with them"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations (auto: bfloat16 on CUDA)"},
     {0},
@@ -165,7 +168,11 @@ static int load(struct evaluation *e, const struct checkpoint *c, struct model *
     if (rc == ERR_OK && tok_n_ids(e->tok) > (*m)->cfg.vocab)
         rc = err_set(ERR_FORMAT, "%s has %d ids, %s only %lld: tokenizer and model do not fit", tokenizer_dir, (int)tok_n_ids(e->tok), dir,
                      (long long)(*m)->cfg.vocab);
-    return rc == ERR_OK && !c->whole ? lora_load(*m, c->dir, false, NULL) : rc;
+    if (rc == ERR_OK && !c->whole)
+        rc = lora_load(*m, c->dir, false, NULL);
+    if (rc == ERR_OK && !strcmp(weights_kind, "fp8") && (rc = lora_merge(*m)) == ERR_OK)
+        rc = engine_round_fp8(*m);
+    return rc;
 }
 
 static int score(struct evaluation *e, struct checkpoint *c, size_t *n_tokens)
