@@ -434,7 +434,7 @@ static void phase_head(struct cpu *c, int64_t l, int thread)
 
 /* ---- threads ---- */
 
-enum { SPIN = 4000 };
+enum { SPIN = 1500 }; /* some 100 us: longer than a phase takes */
 
 INLINE void relax(void)
 {
