@@ -7,3 +7,7 @@ test-geometry: all $(if $(HAVE_OCCT),$(B)/tests/geometry)
 	@$(if $(HAVE_OCCT),BIN=$(CURDIR)/$(B)/bin SHARED='$(SHARED)' GEOMETRY=all tests/e2e/t12-geometry.sh,echo 'SKIP: no OpenCASCADE')
 
 -include $(O)/tests/golden/prep/geometry.d
+
+# The sentence encoder beside sentence-transformers, in speed and result: make bench-embed REFPYTHON=a Python that has it.
+$(eval $(call executable,$(B)/tests/embed,$(O)/tests/golden/encoder/embed.o,torch))
+-include $(O)/tests/golden/encoder/embed.d

@@ -6,17 +6,20 @@
 #include "lib/err.h"
 #include "lib/files.h"
 #include "lib/json.h"
+#include "lib/pool.h"
 #include "lib/safetensors.h"
 #include "lib/wordpiece.h"
 #include "shim/torch.h"
 
-enum { MAX_TOKENS = 256, BATCH_TOKENS = 4096 };
+/* Of a batch, so that what passes between the operators stays in a core's cache. */
+enum { MAX_TOKENS = 256, BATCH_TOKENS = 512 };
 
 struct dense {
     th_tensor *w, *b;
 };
 
 struct encoder {
+    int threads;
     int64_t dim, n_layers, n_heads;
     double eps;
     struct wordpiece *words;
@@ -24,7 +27,7 @@ struct encoder {
     th_tensor *word, *position, *type;
     struct dense norm;
     struct bert_layer {
-        struct dense q, k, v, o, norm1, up, down, norm2;
+        struct dense qkv, o, norm1, up, down, norm2;
     } *layers;
 };
 
@@ -49,16 +52,32 @@ static int dense(struct encoder *e, const char *prefix, const char *name, int ra
     return rc < 0 ? rc : weight(e, full, 1, &d->b);
 }
 
+static void dense_free(struct dense *d)
+{
+    th_free(d->w);
+    th_free(d->b);
+}
+
+/* Queries, keys and values of one input are one product. */
+static int join(const struct dense own[3], struct dense *all)
+{
+    th_tensor *const w[3] = {own[0].w, own[1].w, own[2].w}, *const b[3] = {own[0].b, own[1].b, own[2].b};
+    all->w = th_keep(th_cat(w, 3, 0));
+    all->b = th_keep(th_cat(b, 3, 0));
+    return all->w && all->b ? ERR_OK : err_code();
+}
+
 static int read_layer(struct encoder *e, int64_t i)
 {
     struct bert_layer *l = &e->layers[i];
+    struct dense own[3] = {{0}};
     const struct {
         const char *name;
         int rank;
         struct dense *d;
     } part[] = {
-        {"attention.self.query", 2, &l->q},  {"attention.self.key", 2, &l->k},
-        {"attention.self.value", 2, &l->v},  {"attention.output.dense", 2, &l->o},
+        {"attention.self.query", 2, &own[0]}, {"attention.self.key", 2, &own[1]},
+        {"attention.self.value", 2, &own[2]}, {"attention.output.dense", 2, &l->o},
         {"attention.output.LayerNorm", 1, &l->norm1}, {"intermediate.dense", 2, &l->up},
         {"output.dense", 2, &l->down},       {"output.LayerNorm", 1, &l->norm2},
     };
@@ -67,6 +86,10 @@ static int read_layer(struct encoder *e, int64_t i)
     snprintf(prefix, sizeof prefix, "encoder.layer.%lld.", (long long)i);
     for (size_t k = 0; k < ARRAY_LEN(part) && rc == ERR_OK; k++)
         rc = dense(e, prefix, part[k].name, part[k].rank, part[k].d);
+    if (rc == ERR_OK)
+        rc = join(own, &l->qkv);
+    for (int k = 0; k < 3; k++)
+        dense_free(&own[k]);
     return rc;
 }
 
@@ -121,19 +144,13 @@ int encoder_load(const char *dir, struct encoder **out)
     return rc;
 }
 
-static void dense_free(struct dense *d)
-{
-    th_free(d->w);
-    th_free(d->b);
-}
-
 void encoder_free(struct encoder *e)
 {
     if (!e)
         return;
     for (int64_t i = 0; e->layers && i < e->n_layers; i++) {
         struct bert_layer *l = &e->layers[i];
-        struct dense *const all[] = {&l->q, &l->k, &l->v, &l->o, &l->norm1, &l->up, &l->down, &l->norm2};
+        struct dense *const all[] = {&l->qkv, &l->o, &l->norm1, &l->up, &l->down, &l->norm2};
         for (size_t k = 0; k < ARRAY_LEN(all); k++)
             dense_free(all[k]);
     }
@@ -157,24 +174,17 @@ static th_tensor *apply(const struct dense *d, th_tensor *x)
     return th_linear(x, d->w, d->b);
 }
 
-static th_tensor *heads(const struct encoder *e, th_tensor *x)
-{
-    int64_t shape[4] = {th_size(x, 0), th_size(x, 1), e->n_heads, e->dim / e->n_heads};
-    return th_transpose(th_reshape(x, 4, shape), 1, 2);
-}
-
 /* ids [b, s], all of the same length: no padding, no mask. */
 static th_tensor *forward(const struct encoder *e, th_tensor *ids)
 {
-    int64_t b = th_size(ids, 0), s = th_size(ids, 1), whole[3] = {b, s, e->dim};
+    int64_t b = th_size(ids, 0), s = th_size(ids, 1), split[4] = {b, s, 3 * e->n_heads, e->dim / e->n_heads}, whole[3] = {b, s, e->dim};
     th_tensor *x = th_add(th_embedding(e->word, ids), th_narrow(e->position, 0, 0, s), 1);
     x = th_layer_norm(th_add(x, th_narrow(e->type, 0, 0, 1), 1), e->norm.w, e->norm.b, e->eps);
     for (int64_t i = 0; i < e->n_layers && x; i++) {
         const struct bert_layer *l = &e->layers[i];
-        th_tensor *q = apply(&l->q, x), *k = apply(&l->k, x), *v = apply(&l->v, x);
-        if (!q || !k || !v)
-            return NULL;
-        th_tensor *a = th_attention(heads(e, q), heads(e, k), heads(e, v), false, NULL);
+        th_tensor *qkv = th_transpose(th_reshape(apply(&l->qkv, x), 4, split), 1, 2); /* [b, 3 heads, s, dim of a head] */
+        th_tensor *a = th_attention(th_narrow(qkv, 1, 0, e->n_heads), th_narrow(qkv, 1, e->n_heads, e->n_heads),
+                                    th_narrow(qkv, 1, 2 * e->n_heads, e->n_heads), false, NULL);
         a = th_reshape(th_transpose(a, 1, 2), 3, whole);
         x = th_layer_norm(th_add(x, apply(&l->o, a), 1), l->norm1.w, l->norm1.b, e->eps);
         th_tensor *f = apply(&l->down, th_gelu(apply(&l->up, x)));
@@ -203,41 +213,84 @@ static void unit_length(float *v, int64_t dim)
         v[i] *= f;
 }
 
+struct embedding {
+    struct encoder *e;
+    const struct text *t; /* by length */
+    const struct tok_ids *ids;
+    struct batch {
+        size_t at, n; /* texts of one length */
+    } *batch;
+    float *out;
+    int (*progress)(size_t done);
+};
+
+static void *embed_batch(void *ctx, size_t index, int worker, int *code)
+{
+    const struct embedding *m = ctx;
+    const struct batch *b = &m->batch[index];
+    const struct text *t = m->t + b->at;
+    size_t len = t[0].n, dim = (size_t)m->e->dim;
+    int64_t *ids = xmalloc(b->n * len * sizeof *ids), shape[2] = {(int64_t)b->n, (int64_t)len};
+    float *rows = xmalloc(b->n * dim * sizeof *rows);
+    (void)worker;
+    for (size_t k = 0; k < b->n; k++)
+        for (size_t i = 0; i < len; i++)
+            ids[k * len + i] = m->ids->v[t[k].from + i];
+    size_t scope = th_scope_begin();
+    th_tensor *y = forward(m->e, th_borrow(ids, 2, shape, TH_I64));
+    *code = y ? th_read(y, rows) : err_code();
+    th_scope_end(scope);
+    for (size_t k = 0; k < b->n && *code == ERR_OK; k++) {
+        float *to = m->out + t[k].index * dim;
+        memcpy(to, rows + k * dim, dim * sizeof *to);
+        unit_length(to, m->e->dim);
+    }
+    free(rows);
+    free(ids);
+    return NULL;
+}
+
+static int batch_done(void *ctx, const struct pool_item *item)
+{
+    const struct embedding *m = ctx;
+    const struct batch *b = &m->batch[item->index];
+    if (item->code < 0)
+        return err_set(item->code, "%s", item->error);
+    return m->progress ? m->progress(b->at + b->n) : ERR_OK;
+}
+
+void encoder_set_threads(struct encoder *e, int n)
+{
+    e->threads = n;
+}
+
 int encoder_embed(struct encoder *e, const char *const *texts, size_t n, float *out, int (*progress)(size_t done))
 {
     struct tok_ids ids = {0};
-    struct text *t = xmalloc(n * sizeof *t);
-    int64_t *wide = xmalloc((BATCH_TOKENS + MAX_TOKENS) * sizeof *wide);
-    float *rows = xmalloc((BATCH_TOKENS / 2 + 1) * (size_t)e->dim * sizeof *rows);
-    int rc = ERR_OK;
+    struct text *t = xmalloc((n + 1) * sizeof *t);
+    struct batch *batch = xmalloc((n + 1) * sizeof *batch);
+    size_t n_batches = 0;
     for (size_t i = 0; i < n; i++) {
         t[i] = (struct text){.index = i, .from = ids.n};
         wordpiece_encode(e->words, texts[i], strlen(texts[i]), MAX_TOKENS, &ids);
         t[i].n = ids.n - t[i].from;
     }
     qsort(t, n, sizeof *t, by_length);
-    for (size_t at = 0; at < n && rc == ERR_OK;) {
-        size_t len = t[at].n, k = 0, max = BATCH_TOKENS / len;
-        for (; at + k < n && k < max && t[at + k].n == len; k++)
-            for (size_t i = 0; i < len; i++)
-                wide[k * len + i] = ids.v[t[at + k].from + i];
-        int64_t shape[2] = {(int64_t)k, (int64_t)len};
-        size_t scope = th_scope_begin();
-        th_tensor *y = forward(e, th_borrow(wide, 2, shape, TH_I64));
-        rc = y ? th_read(y, rows) : err_code();
-        th_scope_end(scope);
-        for (size_t i = 0; i < k && rc == ERR_OK; i++) {
-            float *to = out + t[at + i].index * (size_t)e->dim;
-            memcpy(to, rows + i * (size_t)e->dim, (size_t)e->dim * sizeof *to);
-            unit_length(to, e->dim);
-        }
-        at += k;
-        if (rc == ERR_OK && progress)
-            rc = progress(at);
+    for (size_t at = 0; at < n; at += batch[n_batches++].n) {
+        size_t k = 1, max = BATCH_TOKENS / t[at].n;
+        while (at + k < n && k < max && t[at + k].n == t[at].n)
+            k++;
+        batch[n_batches] = (struct batch){at, k};
     }
+    struct embedding m = {.e = e, .t = t, .ids = &ids, .batch = batch, .out = out, .progress = progress};
+    struct pool_job job = {.n = n_batches, .threads = e->threads, .work = embed_batch, .done = batch_done, .ctx = &m};
+    int operator_threads = th_get_threads();
+    if (n_batches > 1)
+        th_set_threads(1);
+    int rc = pool_run(&job);
+    th_set_threads(operator_threads);
     free(t);
-    free(wide);
-    free(rows);
+    free(batch);
     tok_ids_release(&ids);
     return rc;
 }

@@ -4,7 +4,8 @@
  *     x = layer_norm(x + attention(x) Wo) ;  x = layer_norm(x + gelu(x Wi) Wf)
  *     e = mean over the tokens of x ;  e / |e|
  *
- * (Reimers, Gurevych, "Sentence-BERT", EMNLP 2019; MiniLM, arXiv 2002.10957.)  One thread at a time.
+ * (Reimers, Gurevych, "Sentence-BERT", EMNLP 2019; MiniLM, arXiv 2002.10957.)  Call from one thread at a time;
+ * batches are spread over the cores, each by itself, which beats splitting every operator among them.
  */
 #ifndef MODEL_ENCODER_H
 #define MODEL_ENCODER_H
@@ -18,6 +19,7 @@ struct encoder;
 int encoder_load(const char *dir, struct encoder **out);
 void encoder_free(struct encoder *e); /* NULL is fine */
 int encoder_dim(const struct encoder *e);
+void encoder_set_threads(struct encoder *e, int n); /* 0, as at first: one a core */
 /* Embeds n texts into out [n][dim] float32, unit length, sorted into batches of like length; a text is cut
  * after 256 tokens.  Progress is the caller's: `progress` (or NULL) is called with the number done; a
  * negative answer stops. */

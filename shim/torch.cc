@@ -168,6 +168,11 @@ void th_set_threads(int n)
     run([&] { at::set_num_threads(n); });
 }
 
+int th_get_threads(void)
+{
+    return at::get_num_threads();
+}
+
 void th_seed(uint64_t seed)
 {
     run([&] { at::manual_seed(seed); });

@@ -41,6 +41,7 @@ enum { TH_MAX_RANK = 8 };
  * need; ERR_EXTERN says what is missing. */
 int th_device_open(const char *name, enum th_device *out);
 void th_set_threads(int n);                /* CPU threads of one operator */
+int th_get_threads(void);
 void th_seed(uint64_t seed);               /* of th_normal_() */
 void th_deterministic(bool on);            /* same input, same bits (CUDA) */
 void th_sync(enum th_device d);            /* waits for the device */
