@@ -45,11 +45,17 @@ struct step_restructure_opts {
     enum step_order order;
     bool compact; /* no instance names, references as distances: see below */
     bool bare;    /* no comments */
+    /* children-first: gets a struct step_forward for each reference that still points forward; or NULL */
+    struct buf *forward;
+};
+struct step_forward {
+    uint64_t from, to;         /* numbers of the output */
+    uint64_t old_from, old_to; /* of the input */
 };
 /* Writes every instance once, lean, one a line, numbered from 1, in depth-first order
  * from the roots (instances nobody refers to): children before parents, or the reverse.
  * Roots stand in sections by type, each under a comment; those that refer to nothing
- * come last.  Data sections stay apart.  STEP_ORIGINAL: as the file has them, without sections. */
+ * come last.  Data sections stay apart; children-first, one that another refers to comes ahead of it.  STEP_ORIGINAL: as the file has them, without sections. */
 int step_restructure(const char *name, const char *text, size_t n, const struct step_restructure_opts *opts,
                      struct buf *out, struct step_restructure_report *report);
 

@@ -246,6 +246,37 @@ static struct groups keep(struct walk *w)
     return g;
 }
 
+/* Places data sections so that what one refers to stands ahead of it, where they do not refer to each other in a ring. */
+static uint16_t *order_sections(const struct step_file *f, bool sort)
+{
+    enum { MANY = 64 }; /* files have one or two */
+    size_t n = f->n_sections;
+    uint16_t *order = xmalloc((n + 1) * sizeof *order);
+    for (size_t s = 0; s < n; s++)
+        order[s] = (uint16_t)s;
+    if (!sort || n < 2 || n > MANY)
+        return order;
+    uint64_t needs[MANY] = {0}, placed = 0;
+    for (size_t i = 0; i < f->n; i++)
+        for (uint32_t k = 0; k < f->v[i].n_ref; k++) {
+            uint32_t target = f->refs[f->v[i].ref + k].target;
+            if (target != STEP_NONE && f->v[target].section != f->v[i].section)
+                needs[f->v[i].section] |= (uint64_t)1 << f->v[target].section;
+        }
+    for (size_t at = 0; at < n; at++) {
+        size_t first = n, next = n; /* not placed yet; and in need of nothing */
+        for (size_t s = 0; s < n && next == n; s++) {
+            if (placed >> s & 1)
+                continue;
+            first = first < n ? first : s;
+            next = needs[s] & ~placed ? n : s;
+        }
+        order[at] = (uint16_t)(next < n ? next : first);
+        placed |= (uint64_t)1 << order[at];
+    }
+    return order;
+}
+
 int step_restructure(const char *name, const char *text, size_t n, const struct step_restructure_opts *opts,
                      struct buf *out, struct step_restructure_report *report)
 {
@@ -263,14 +294,21 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
         g.v[k].title = NULL;
 
     uint64_t *id = xmalloc((f->n + 1) * sizeof *id), next = 1;
+    uint16_t *sections = order_sections(f, opts->order == STEP_CHILDREN_FIRST);
     for (uint16_t s = 0; s < f->n_sections; s++)
         for (size_t i = 0; i < w.n; i++)
-            if (f->n_sections == 1 || f->v[w.order[i]].section == s)
+            if (f->n_sections == 1 || f->v[w.order[i]].section == sections[s])
                 id[w.order[i]] = next++;
     for (size_t i = 0; i < f->n; i++)
         for (uint32_t k = 0; k < f->v[i].n_ref; k++) {
             uint32_t target = f->refs[f->v[i].ref + k].target;
-            report->forward += target != STEP_NONE && id[target] > id[i];
+            if (target == STEP_NONE || id[target] <= id[i])
+                continue;
+            report->forward++;
+            if (opts->forward && opts->order == STEP_CHILDREN_FIRST) {
+                struct step_forward r = {id[i], id[target], f->v[i].id, f->v[target].id};
+                buf_add(opts->forward, &r, sizeof r);
+            }
         }
     struct missing missing = {.above = f->n};
     find_missing(f, &missing);
@@ -280,9 +318,10 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     if (f->n_header)
         step_put_header(f, out);
     for (uint16_t s = 0; s < f->n_sections; s++)
-        put_section(&w, &g, &ids, s, out);
+        put_section(&w, &g, &ids, sections[s], out);
     buf_puts(out, "END-ISO-10303-21;\n");
 
+    free(sections);
     free(missing.id);
     free(id);
     free(g.v);

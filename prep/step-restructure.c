@@ -31,6 +31,19 @@ static const struct tool_spec spec = {
     .max_args = 1,
 };
 
+/* Which references must point forward, since they close cycles (or data sections refer to each other): the first few by
+ * name, all of them in the JSON line. */
+static void warn_of_forward(const char *path, const struct step_forward *v, size_t n)
+{
+    struct buf b = BUF_INIT;
+    for (size_t i = 0; i < n && i < 8; i++)
+        buf_printf(&b, "%s#%llu to #%llu (#%llu to #%llu of the input)", i ? ", " : "", (unsigned long long)v[i].from,
+                   (unsigned long long)v[i].to, (unsigned long long)v[i].old_from, (unsigned long long)v[i].old_to);
+    if (n)
+        log_warn("%s: %zu references close cycles and must point forward: %s%s", path, n, b.s, n > 8 ? ", ..." : "");
+    buf_release(&b);
+}
+
 static int convert(void *ctx, int worker, const char *path, const struct file_map *in, struct buf *text, struct buf *note)
 {
     (void)ctx, (void)worker;
@@ -38,11 +51,17 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     struct step_restructure_opts opts = {
         .order = !strcmp(order, "parent-first") ? STEP_PARENT_FIRST : !strcmp(order, "original") ? STEP_ORIGINAL : STEP_CHILDREN_FIRST,
         .compact = compact, .bare = !annotations};
+    struct buf ahead = BUF_INIT;
+    opts.forward = &ahead;
     int rc = step_restructure(path, in->data, in->size, &opts, text, &r);
-    if (rc < 0)
+    if (rc < 0) {
+        buf_release(&ahead);
         return rc;
-    if (r.cyclic)
-        log_warn("%s: %zu references close a cycle (the first: #%llu to #%llu)", path, r.cyclic,
+    }
+    size_t n_ahead = ahead.n / sizeof(struct step_forward);
+    warn_of_forward(path, (const struct step_forward *)ahead.s, n_ahead);
+    if (r.cyclic && !n_ahead)
+        log_warn("%s: %zu references close a cycle (the first: #%llu to #%llu of the input)", path, r.cyclic,
                  (unsigned long long)r.cycle[0], (unsigned long long)r.cycle[1]);
     if (r.dangling)
         log_warn("%s: %zu references to instances that are not there", path, r.dangling);
@@ -51,6 +70,21 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     jw_kv_int(&j, "entities", (int64_t)r.entities);
     jw_kv_int(&j, "roots", (int64_t)r.roots);
     jw_kv_int(&j, "forward", (int64_t)r.forward);
+    if (n_ahead) { /* [from, to] of the output, then of the input */
+        jw_key(&j, "forward_references");
+        jw_array(&j);
+        for (size_t i = 0; i < n_ahead; i++) {
+            const struct step_forward *a = (const struct step_forward *)ahead.s + i;
+            jw_array(&j);
+            jw_int(&j, (int64_t)a->from);
+            jw_int(&j, (int64_t)a->to);
+            jw_int(&j, (int64_t)a->old_from);
+            jw_int(&j, (int64_t)a->old_to);
+            jw_end(&j);
+        }
+        jw_end(&j);
+    }
+    buf_release(&ahead);
     jw_kv_int(&j, "cyclic", (int64_t)r.cyclic);
     jw_kv_int(&j, "dangling", (int64_t)r.dangling);
     jw_end(&j);

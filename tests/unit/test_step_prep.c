@@ -138,6 +138,21 @@ static void data_sections_stay_apart(void **state)
     free(s);
 }
 
+static void a_section_stands_behind_what_it_refers_to(void **state)
+{
+    (void)state;
+    struct step_restructure_report r;
+    char *s = restructure("#1=R(#3);#2=A();ENDSEC;DATA('b',('S'));#3=R(#2);ENDSEC;DATA('c',('S'));#4=L();\n", false, &r);
+    assert_non_null(s); /* a and b name each other: the third, which needs neither, is first */
+    assert_int_equal(r.forward, 1);
+    free(s);
+    s = restructure("#1=R(#3);ENDSEC;DATA('b',('S'));#3=L();\n", false, &r);
+    assert_string_equal(s, "DATA('b',('S'));\n/* R Section - 1 root */\n#1=L();\nENDSEC;\n"
+                           "DATA;\n/* R Section - 1 root */\n#2=R(#1);\nENDSEC;\nEND-ISO-10303-21;");
+    assert_int_equal(r.forward, 0);
+    free(s);
+}
+
 static void a_long_chain_needs_no_stack(void **state)
 {
     (void)state;
@@ -325,6 +340,7 @@ int main(void)
         cmocka_unit_test(only_cycles_point_forward),
         cmocka_unit_test(dangling_references_name_nothing_new),
         cmocka_unit_test(data_sections_stay_apart),
+        cmocka_unit_test(a_section_stands_behind_what_it_refers_to),
         cmocka_unit_test(a_long_chain_needs_no_stack),
         cmocka_unit_test(the_compact_form_is_undone_without_loss),
         cmocka_unit_test(compact_text_looks_as_the_docs_say),
