@@ -197,16 +197,33 @@ static const char *definition(const char *p, const char *end, uint64_t *id)
     return q < end && *q == '=' ? q + 1 : NULL;
 }
 
+/* What kinds of bytes a text holds: a loop that the compiler makes 32 bytes wide. */
+static void survey(const char *text, size_t n, bool *ascii, bool *cr, bool *breaks)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    unsigned char any = 0, is_cr = 0, is_break = 0; /* VT, FF, FS, GS, RS */
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = s[i];
+        any |= c;
+        is_cr |= (unsigned char)(c == '\r');
+        is_break |= (unsigned char)((unsigned char)(c - 11) < 2) | (unsigned char)((unsigned char)(c - 28) < 3);
+    }
+    *ascii = any < 0x80;
+    *cr = is_cr;
+    *breaks = is_break;
+}
+
 enum bad_bytes { DROP, LATIN1, FAIL };
 
 /* The text as valid UTF-8: itself, or made anew in store. */
 static int decode(const char **text, size_t *n, enum bad_bytes bad, bool newlines, struct buf *store)
 {
     const char *s = *text, *end = s + *n, *p = s;
-    bool valid = true, cr = false;
-    while (p < end) {
+    bool valid = true, cr, ascii, breaks;
+    survey(s, *n, &ascii, &cr, &breaks);
+    while (p < end && !ascii) {
         if ((unsigned char)*p < 0x80) {
-            cr |= *p++ == '\r';
+            p++;
             continue;
         }
         int len = utf8_length(p, end);
@@ -1137,9 +1154,16 @@ void step_reference_restore(const char *text, size_t n, struct buf *out)
     size_t first = out->n;
     struct key *keys = NULL;
     size_t n_keys, cap = 0;
+    bool ascii, cr, breaks;
+    survey(text, n, &ascii, &cr, &breaks);
+    bool plain = ascii && !cr && !breaks; /* lines end at LF alone */
     buf_grow(out, n);
     for (const char *p = text; p < end; p = next) {
-        const char *stop = line_end(p, end, &next);
+        const char *stop = plain ? memchr(p, '\n', (size_t)(end - p)) : line_end(p, end, &next);
+        if (plain) {
+            next = stop ? stop + 1 : end;
+            stop = stop ? stop : end;
+        }
         if (!is_presentation(skip_space(p, stop), stop)) {
             put_line(p, stop, out);
             continue;
