@@ -2,5 +2,5 @@
 .PHONY: demo
 demo:
 	@$(MAKE) --no-print-directory deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@MAKE='$(MAKE)' B=$(B) scripts/demo.sh

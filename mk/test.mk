@@ -2,10 +2,13 @@
 
 .PHONY: test test-only sanitize all-sanitize format lint hdr-check clean
 
+# The newcomer's `make test` and `make demo` build on all cores; a -j of the user's stands.
+PARALLEL = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
 # Everything a fresh machine needs, then all tests.  TESTS="test_json t10-step-tools" runs some.
 test:
 	@$(MAKE) --no-print-directory deps
-	@$(MAKE) --no-print-directory test-only
+	@$(MAKE) --no-print-directory $(PARALLEL) test-only
 
 test-only: all $(UNIT_BIN) $(TEST_PROGRAMS)
 	@tests/run.sh $(B) $(TESTS)
@@ -18,7 +21,7 @@ torture: all
 
 # AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize:
-	@$(MAKE) --no-print-directory CONFIG=sanitize all-sanitize
+	@$(MAKE) --no-print-directory $(PARALLEL) CONFIG=sanitize all-sanitize
 
 SAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
   LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0

@@ -412,6 +412,8 @@ static int run(struct tool *t, const int percent[N_SETS])
         told = p.offset;
     }
     progress_end();
+    if (!v)
+        v = xcalloc(1, sizeof *v); /* nothing to sort is still sorted */
     size_t size[N_SETS], got[N_SETS] = {0};
     n_read = n;
     if (rc == ERR_OK) {
