@@ -9,6 +9,7 @@ make=${MAKE:-make}
 b=${B:-build}
 work=datasets/work/demo
 adapter=runs/demo
+longest=6000 # tokens: what the data may have at most (configs/demo.conf); a part that goes on will not end
 start=$(date +%s)
 
 step() { printf '\n== %s\n' "$*"; }
@@ -21,8 +22,8 @@ step "2/4  Training: a LoRA adapter for the small model in models/demo"
 $make --no-print-directory train MODEL=demo DATA=$work OUT=$adapter
 
 step "3/4  Generation and scores: every caption of the test split, with and without the adapter"
-$make --no-print-directory eval CKPT=models/demo DATA=$work LABEL="demo base model"
-$make --no-print-directory eval CKPT=$adapter DATA=$work LABEL="demo base model + adapter"
+$make --no-print-directory eval CKPT=models/demo DATA=$work LABEL="demo base model" MAX_NEW_TOKENS=$longest
+$make --no-print-directory eval CKPT=$adapter DATA=$work LABEL="demo base model + adapter" MAX_NEW_TOKENS=$longest
 
 step "4/4  One sentence of our own"
 "$b/bin/generate" --model models/demo --adapter $adapter --caption "A round flange with six bolt holes." --out runs/demo-part -q
