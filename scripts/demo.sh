@@ -30,7 +30,7 @@ step "4/4  One sentence of our own"
 "$b/bin/step-render" runs/demo-part --out runs/demo-part --views 1 --size 600 -q || true
 
 step "Result, after $(took)"
-"$b/bin/report"
+"$b/bin/report" --table scores
 echo
 echo "Pictures, curves and every part beside the truth:  $PWD/runs/report.html"
 echo "The part from a sentence:                          $PWD/runs/demo-part"
