@@ -171,11 +171,11 @@ $(B)/lib/libkernels.so: $(KERNEL_SRC:%.cu=$(O)/%.o)
 	$(call say,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCCFLAGS) -shared $^ -o $@
-# Those that the emulator can run, for tests without a GPU (kernels/emulate.h).
+# Those that the emulator can run, for tests without a GPU (kernels/emulate.h); without sanitizers, which do not know its fibers.
 $(B)/lib/libkernels_emulated.so: kernels/decode.cu kernels/decode.h kernels/emulate.h
 	$(call say,CXX,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CPPFLAGS) -std=c++17 $(OPT) $(ARCH) -Wall -Wextra -Wno-unknown-pragmas -DEMULATE -fPIC -shared -x c++ $< -o $@
+	$(Q)$(CXX) $(CPPFLAGS) -std=c++17 $(OPT_release) $(ARCH) -Wall -Wextra -Wno-unknown-pragmas -DEMULATE -fPIC -shared -x c++ $< -o $@
 $(B)/tests/test_model_engine: | $(B)/lib/libkernels_emulated.so
 
 include $(wildcard mk/*.mk)
