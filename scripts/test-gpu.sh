@@ -4,6 +4,8 @@
 # GPU and PyTorch but not this toolkit's other libraries:
 #
 #   scripts/test-gpu.sh [BUILD]       BUILD/bin, BUILD/tests and, in a bundle, BUILD/lib
+#
+# AT_SIZE=1: also one pass of the 3B shapes against Transformers and PEFT, which python3 must have (a minute each, 50 GB of the GPU's memory).
 set -u
 cd "$(dirname "$0")/.."
 b=${1:-build}
@@ -32,7 +34,13 @@ try model-float32 env TEST_DEVICE=cuda "$b/tests/test_model"
 try engine env TEST_DEVICE=cuda "$b/tests/test_model_engine"
 try model-bfloat16 env TEST_DEVICE=cuda TEST_DTYPE=bfloat16 "$b/tests/test_model"
 try optim env TEST_DEVICE=cuda "$b/tests/test_model_optim"
-
+if [ -n "${AT_SIZE:-}" ]; then
+    for shape in qwen2.5-3b llama-3.2-3b; do
+        work=$(mktemp -d)
+        try at-size-$shape python3 tests/gpu/compare_peft.py step configs/shapes/$shape "$b/bin" "$work"
+        rm -rf "$work"
+    done
+fi
 
 # The same training on both: losses agree, and a GPU run resumed after a stop gives the same bytes.
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
