@@ -82,13 +82,17 @@ static int read_captions(struct work *w)
     if (rc < 0)
         return rc;
     qsort(w->v, w->n, sizeof *w->v, by_id);
-    size_t kept = 0;
+    size_t kept = 0, nth = 1;
     for (size_t i = 0; i < w->n && rc == ERR_OK; i++) {
         if (kept && !strcmp(w->v[i].id, w->v[kept - 1].id)) {
-            rc = fail_item(w, w->v[i].id, "duplicate_id: a caption of this id stands before");
+            /* An item of its own: the first caption's may well be done. */
+            char *again = xasprintf("%s (caption %zu)", w->v[i].id, ++nth);
+            rc = fail_item(w, again, "duplicate_id: a caption of this id stands before");
+            free(again);
             free(w->v[i].id);
             free(w->v[i].caption);
         } else {
+            nth = 1;
             w->v[kept++] = w->v[i];
         }
     }
