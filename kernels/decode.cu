@@ -26,8 +26,12 @@
 
 #include <stdint.h>
 
+// Bytes of a slot, and how many slots' worth is fetched into the second-level cache ahead of the ring.
 #ifndef SLOT
-#define SLOT 16384 // bytes
+#define SLOT 16384
+#endif
+#ifndef L2_AHEAD
+#define L2_AHEAD 0
 #endif
 
 namespace {
@@ -112,15 +116,7 @@ __device__ __forceinline__ uint32_t unbias(uint32_t x)
     return r;
 }
 __device__ __forceinline__ uint32_t permute(uint32_t x, uint32_t y, uint32_t s) { return __byte_perm(x, y, s); }
-__device__ __forceinline__ float power2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }
 __device__ __forceinline__ void relax() {}
-__device__ __forceinline__ void stop_kernel() { __trap(); }
 #else
 #define HOPPER 1
 #endif
@@ -151,23 +147,22 @@ struct unit_range {
 
 __device__ __forceinline__ unit_range share(int units, int block, int blocks)
 {
-    return {(int)((uint32_t)(units * block) / (uint32_t)blocks), (int)((uint32_t)(units * (block + 1)) / (uint32_t)blocks)};
+    return {(int)((int64_t)units * block / blocks), (int)((int64_t)units * (block + 1) / blocks)};
 }
 
-// A noinline function is one that several stages use: the whole kernel shall stay in the instruction cache.
 __device__ __forceinline__ int slice_start(const dk_model &m, int s)
 {
-    return (uint32_t)(m.kf / DK_CHUNK * s) / (uint32_t)m.slices;
+    return (m.kf / DK_CHUNK) * s / m.slices;
 }
 
 // Down's units are (slice, row group), slice by slice; blocks get equal numbers of chunks, to within a unit.
-__device__ __noinline__ int down_lower(const dk_model &m, int block, int blocks)
+__device__ __forceinline__ int down_lower(const dk_model &m, int block, int blocks)
 {
-    uint32_t at = (uint32_t)(m.kf / DK_CHUNK * m.rg_d * block) / (uint32_t)blocks;
-#pragma unroll 1
+    int64_t at = (int64_t)(m.kf / DK_CHUNK) * m.rg_d * block / blocks;
     for (int s = 0; s < m.slices; s++) {
-        uint32_t a = slice_start(m, s), n = slice_start(m, s + 1) - a, in = at - a * m.rg_d;
-        if (in < n * m.rg_d)
+        int a = slice_start(m, s), n = slice_start(m, s + 1) - a;
+        int64_t in = at - (int64_t)a * m.rg_d;
+        if (in < (int64_t)n * m.rg_d)
             return s * m.rg_d + (int)((in + n - 1) / n);
     }
     return m.slices * m.rg_d;
@@ -191,16 +186,14 @@ struct ring {
 struct stream {
     const dk_model &m;
     const unsigned char *layer_at, *at;
-    int layer, stage, u, hi, left, chunk_bytes, down_lo, down_hi; // stage: 0 to 3, or 4 for the head
+    int layer, stage, u, hi, left, chunk_bytes; // stage: 0 to 3, or 4 for the head
 
     __device__ stream(const dk_model &m_) : m(m_), layer_at((const unsigned char *)m_.w), at(nullptr), layer(0), stage(-1), u(0), hi(0),
                                             left(0), chunk_bytes(m_.fp8 ? 4096 : 8192)
     {
-        down_lo = down_lower(m, blockIdx.x, gridDim.x);
-        down_hi = down_lower(m, blockIdx.x + 1, gridDim.x);
         next_stage();
     }
-    __device__ __forceinline__ bool next_stage()
+    __device__ bool next_stage()
     {
         if (stage == 4)
             return false;
@@ -212,14 +205,13 @@ struct stream {
             layer_at += m.layer_bytes;
         }
         unit_range s = share(stage == 0 ? m.rg_qkv : stage == 1 ? m.rg_d : stage == 2 ? m.rg_gu : m.rg_head, blockIdx.x, gridDim.x);
-        u = stage == 3 ? down_lo : s.lo;
-        hi = stage == 3 ? down_hi : s.hi;
+        u = stage == 3 ? down_lower(m, blockIdx.x, gridDim.x) : s.lo;
+        hi = stage == 3 ? down_lower(m, blockIdx.x + 1, gridDim.x) : s.hi;
         return true;
     }
-    __device__ __forceinline__ bool next(const unsigned char *&from, int &bytes)
+    __device__ bool next(const unsigned char *&from, int &bytes)
     {
         while (!left) {
-#pragma unroll 1
             while (u == hi)
                 if (!next_stage())
                     return false;
@@ -253,7 +245,6 @@ struct attention_unit {
     __device__ attention_unit(const dk_step &step, int u)
     {
         seq = 0;
-#pragma unroll 1
         while (seq + 1 < step.seqs && step.seq[seq + 1].unit <= u)
             seq++;
         int in = u - step.seq[seq].unit, parts = step.seq[seq].parts;
@@ -262,22 +253,18 @@ struct attention_unit {
     }
 };
 
-// The producer thread.
+// The producer thread.  Weights come into the second-level cache L2_AHEAD pieces before the ring has room for them, so that
+// memory has work while the blocks wait for each other; and so do the keys and values of the next layer.
 __device__ void produce(const dk_model &m, const dk_work &w, const dk_step &step, ring r)
 {
 #ifdef HOPPER
-    stream now(m);
-    const unsigned char *from;
-    int bytes, layer = -1;
-#pragma unroll 1
+    stream now(m), ahead(m);
+    const unsigned char *from, *later;
+    int bytes, n, layer = -1, lead = 0;
     while (now.next(from, bytes)) {
-        if (now.layer != layer) { // keys and values that this block will look at in the layer come closer
+        if (now.layer != layer) {
             layer = now.layer;
-#pragma unroll 1
-            for (int k = 0; k < 4; k++) {
-                int u = blockIdx.x * 2 + (k & 1) + (k >> 1) * 2 * gridDim.x;
-                if (u >= step.units)
-                    break;
+            for (int u = blockIdx.x * 2, k = 0; k < 4 && u < step.units; u += k & 1 ? 2 * gridDim.x - 1 : 1, k++) {
                 attention_unit a(step, u);
                 uint16_t *kp = page_of(m, w, step, a.seq, a.part / DK_PARTS, layer, a.kv);
                 prefetch_l2(kp + a.part % DK_PARTS * DK_PART * m.hd, DK_PART * m.hd * 2);
@@ -285,6 +272,10 @@ __device__ void produce(const dk_model &m, const dk_work &w, const dk_step &step
                     prefetch_l2(kp + DK_PAGE * m.hd, DK_PAGE * m.hd * 2);
             }
         }
+        for (; lead < L2_AHEAD + 1 && ahead.next(later, n); lead++)
+            if (L2_AHEAD > 0)
+                prefetch_l2(later, (uint32_t)n);
+        lead--;
         mbar_wait(&r.empty[r.at], r.phase ^ 1);
         bulk_load(r.slot + r.at * SLOT, from, (uint32_t)bytes, &r.full[r.at]);
         r.next();
@@ -292,94 +283,107 @@ __device__ void produce(const dk_model &m, const dk_work &w, const dk_step &step
 #endif
 }
 
-__device__ __noinline__ void meet_all(uint32_t *count, uint32_t due)
-{
-    consumer_sync();
-    if (threadIdx.x == 0) { // what the others wrote before they met here is released and acquired with it
-        add_release(count);
-        for (uint32_t n = 0; load_acquire(count) < due; relax())
-            if (++n == 1u << 26) // a minute: an error is better than a device that hangs
-                stop_kernel();
-    }
-    consumer_sync();
-}
-
-// [k32][NC][32] bfloat16 to shared memory; columns that are not there are left as they are.  With sumsq, also each
-// column's 1 / rms, from sums of squares that are asked for first, so that both come at once.
-template <int NC> __device__ __noinline__ void load_vectors(const uint4 *from, int to_at, int k32, int cols, const float *sumsq, int rg_d, float d,
-                                                            float eps, int rstd_at)
-{
-    enum { FIRST = 4 };
-    SHARED_MEMORY(smem); // places are handed over as offsets: a pointer's kind of memory would be forgotten
-    uint4 *to = (uint4 *)(smem + to_at);
-    float *rstd = (float *)(smem + rstd_at);
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, per = cols * 4;
-    float v[FIRST];
-    if (sumsq && warp < cols)
-#pragma unroll
-        for (int i = 0; i < FIRST; i++)
-            v[i] = i * 32 + lane < rg_d ? __ldcg(sumsq + (i * 32 + lane) * NC + warp) : 0;
-    if (per >= 32) {
-#pragma unroll 1
-        for (int j = lane; j < per; j += 32)
-#pragma unroll 8
-            for (int k = warp; k < k32; k += WARPS)
-                to[k * (NC * 4) + j] = __ldcg(from + k * (NC * 4) + j);
-    } else { // several blocks of 32 rows a warp
-        int at = lane / per, j = lane % per, rows = 32 / per;
-        if (at < rows)
-#pragma unroll 4
-            for (int k = warp * rows + at; k < k32; k += WARPS * rows)
-                to[k * (NC * 4) + j] = __ldcg(from + k * (NC * 4) + j);
-    }
-    if (sumsq)
-#pragma unroll 1
-        for (int c = warp; c < cols; c += WARPS) {
-            float s = 0;
-#pragma unroll
-            for (int i = 0; i < FIRST; i++)
-                s += c == warp ? v[i] : i * 32 + lane < rg_d ? __ldcg(sumsq + (i * 32 + lane) * NC + c) : 0;
-#pragma unroll 1
-            for (int i = FIRST * 32 + lane; i < rg_d; i += 32)
-                s += __ldcg(sumsq + i * NC + c);
-#pragma unroll
-            for (int o = 16; o; o >>= 1)
-                s += __shfl_xor_sync(~0u, s, o);
-            if (lane == 0)
-                rstd[c] = rsqrtf(s / d + eps);
-        }
-    consumer_sync();
-}
-
-// One unit: 16 rows by `chunks` chunks of x, whose first is `first`, from the ring's slots on; returns where it goes on (slot, phase
-// << 16).  After it red holds the warps' sums.
-template <int NT, bool FP8> __device__ __noinline__ uint32_t unit_sums(int slots_at, int slots, uint32_t at, int xs_at, int red_at, int chunks, int first)
-{
+// Columns are NT tiles of 8.
+template <int NT, bool FP8, int HD> struct consumer {
     enum { NC = NT * 8, CHUNK_BYTES = FP8 ? 4096 : 8192, SLOT_CHUNKS = SLOT / CHUNK_BYTES };
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    float acc[NT][4];
-    SHARED_MEMORY(smem);
-    float *red = (float *)(smem + red_at);
+    const dk_model &m;
+    const dk_work &w;
+    dk_step &step;       // a copy in shared memory, but for the pages
     ring r;
-    r.slot = smem + slots_at;
-    r.full = (uint64_t *)smem;
-    r.empty = r.full + MAX_SLOTS;
-    r.n = slots;
-    r.at = at & 0xffff;
-    r.phase = at >> 16;
+    unsigned char *xs;   // the columns' vectors in shared memory
+    float *red;          // [WARPS][NC][PITCH]
+    float *rstd;         // [NC]
+    float *wmax, *wsum;  // [WARPS][16]
+    unsigned char *p;    // [2 groups][16] rows of P_PITCH bytes (shares red's place)
+    int *flag;
+    uint32_t barriers;
+    int tid, warp, lane, cols, marks;
+    uint64_t starved;
+
+    __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_, dk_step &s) : m(m_), w(w_), step(s) {}
+
+    __device__ __forceinline__ void mark()
+    {
+        if (w.trace && tid == 0 && marks < DK_MARKS) {
+            uint64_t *t = w.trace + ((int64_t)blockIdx.x * DK_MARKS + marks++) * 2;
+            t[0] = (uint64_t)clock64();
+            t[1] = starved;
+        }
+    }
+
+    __device__ void grid_sync()
+    {
+        barriers += gridDim.x;
+        consumer_sync();
+        if (tid == 0) { // what the others wrote before they met here is released and acquired with it
+            add_release(&w.step->barrier);
+            while (load_acquire(&w.step->barrier) < barriers)
+                relax();
+        }
+        consumer_sync();
+    }
+
+    // [k32][NC][32] bfloat16 to shared memory; columns that are not there are left as they are.  With norm, also each
+    // column's 1 / rms, from sums of squares that are asked for first, so that both come at once.
+    __device__ void load_x(const void *from, int k32, bool norm)
+    {
+        enum { AHEAD = 8 };
+        float v[AHEAD];
+        if (norm && warp < cols)
 #pragma unroll
-    for (int t = 0; t < NT; t++)
-        acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
-    const uint4 *x = (const uint4 *)(smem + xs_at + (first * 8 + warp) * (NC * 64)) + lane;
-#pragma unroll 1
-    for (int done = 0; done < chunks; done += SLOT_CHUNKS, r.next()) {
+            for (int i = 0; i < AHEAD; i++)
+                v[i] = i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + warp) : 0;
+        const uint4 *src = (const uint4 *)from;
+        uint4 *dst = (uint4 *)xs;
+        int n = k32 * NC * 4, per = cols * 4;
+        if (per == NC * 4) {
+#pragma unroll 8
+            for (int i = tid; i < n; i += CONSUMERS)
+                dst[i] = __ldcg(src + i);
+        } else {
+            n = k32 * per;
+#pragma unroll 4
+            for (int i = tid; i < n; i += CONSUMERS) {
+                int at = i / per * (NC * 4) + i % per;
+                dst[at] = __ldcg(src + at);
+            }
+        }
+        if (norm)
+            for (int c = warp; c < cols; c += WARPS) {
+                float s = 0;
+#pragma unroll
+                for (int i = 0; i < AHEAD; i++)
+                    s += c == warp ? v[i] : i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + c) : 0;
+                for (int i = AHEAD * 32 + lane; i < m.rg_d; i += 32)
+                    s += __ldcg(w.sumsq + i * NC + c);
+#pragma unroll
+                for (int o = 16; o; o >>= 1)
+                    s += __shfl_xor_sync(~0u, s, o);
+                if (lane == 0)
+                    rstd[c] = rsqrtf(s / (float)m.d + m.eps);
+            }
+        consumer_sync();
+    }
+
+    // One unit: 16 rows by `chunks` chunks of x, whose first is `first`.  After it red holds the warps' sums.
+    __device__ void unit(int chunks, int first)
+    {
+        float acc[NT][4];
+#pragma unroll
+        for (int t = 0; t < NT; t++)
+            acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
+        for (int done = 0; done < chunks; done += SLOT_CHUNKS, r.next()) {
 #ifdef HOPPER
-        mbar_wait(&r.full[r.at], r.phase);
+            uint64_t t0 = w.trace ? (uint64_t)clock64() : 0;
+            mbar_wait(&r.full[r.at], r.phase);
+            if (w.trace)
+                starved += (uint64_t)clock64() - t0;
 #endif
-        const unsigned char *s = r.slot + r.at * SLOT + warp * (CHUNK_BYTES / 8);
+            const unsigned char *s = r.slot + r.at * SLOT + warp * (CHUNK_BYTES / 8);
 #pragma unroll
-        for (int i = 0; i < SLOT_CHUNKS; i++, x += NC * 32) {
-            if (done + i < chunks) {
+            for (int i = 0; i < SLOT_CHUNKS; i++) {
+                if (done + i >= chunks)
+                    break;
                 uint4 a, b;
                 if (FP8) {
                     uint2 u = ((const uint2 *)(s + i * CHUNK_BYTES))[lane], v = ((const uint2 *)(s + i * CHUNK_BYTES + 256))[lane];
@@ -391,6 +395,7 @@ template <int NT, bool FP8> __device__ __noinline__ uint32_t unit_sums(int slots
                     a = ((const uint4 *)(s + i * CHUNK_BYTES))[lane];
                     b = ((const uint4 *)(s + i * CHUNK_BYTES + 512))[lane];
                 }
+                const uint4 *x = (const uint4 *)(xs + ((first + done + i) * 8 + warp) * (NC * 64)) + lane;
 #pragma unroll
                 for (int t = 0; t < NT; t++) {
                     uint4 v = x[t * 32];
@@ -398,112 +403,23 @@ template <int NT, bool FP8> __device__ __noinline__ uint32_t unit_sums(int slots
                     mma(acc[t], a.z, b.z, a.w, b.w, v.z, v.w);
                 }
             }
-        }
-        __syncwarp();
+            __syncwarp();
 #ifdef HOPPER
-        if (lane == 0)
-            mbar_arrive(&r.empty[r.at]);
+            if (lane == 0)
+                mbar_arrive(&r.empty[r.at]);
 #endif
-    }
-    consumer_sync(); // red has been read
-    int g = lane >> 2, c = lane & 3;
-#pragma unroll
-    for (int t = 0; t < NT; t++) {
-        float *o = red + (warp * NC + t * 8 + 2 * c) * PITCH + g;
-        o[0] = acc[t][0];
-        o[PITCH] = acc[t][1];
-        o[8] = acc[t][2];
-        o[PITCH + 8] = acc[t][3];
-    }
-    consumer_sync();
-    return (uint32_t)r.at | r.phase << 16;
-}
-
-// Four dimensions of a column's head: its parts [parts][hd] and their {maximum, sum} in their order, as bfloat16.
-template <int HD> __device__ __noinline__ uint2 add_parts(const float4 *part, const float2 *of, int parts)
-{
-    float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int s = 0; s < parts; s++) { // by turns: the sum so far is brought down when the maximum rises
-        float2 ml = __ldcg(of + s);
-        float4 v = __ldcg(part + s * (HD / 4));
-        float t = fmaxf(top, ml.x), f = power2(ml.x - t), g = power2(top - t);
-        top = t;
-        sum = sum * g + f * ml.y;
-        o[0] = o[0] * g + f * v.x;
-        o[1] = o[1] * g + f * v.y;
-        o[2] = o[2] * g + f * v.z;
-        o[3] = o[3] * g + f * v.w;
-    }
-    float f = divide(1, sum);
-    return make_uint2(pack2(o[0] * f, o[1] * f), pack2(o[2] * f, o[3] * f));
-}
-
-// What a block keeps in shared memory ahead of the vectors and the ring.
-struct layout {
-    int rstd, wmax, wsum, flag, step, red, xs, ring, slots, total;
-};
-
-__host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
-{
-    layout a;
-    int red = WARPS * nc * PITCH * 4, p = 2 * 16 * P_PITCH;
-    a.rstd = (2 * MAX_SLOTS * 8 + 127) / 128 * 128;
-    a.wmax = a.rstd + DK_MAX_COLS * 4;
-    a.wsum = a.wmax + WARPS * 16 * 4;
-    a.flag = a.wsum + WARPS * 16 * 4;
-    a.step = a.flag + 32 * 4;
-    a.red = (a.step + (int)sizeof(dk_step) + 127) / 128 * 128;
-    a.xs = a.red + ((red > p ? red : p) + 127) / 128 * 128;
-    a.ring = a.xs + nc * k * 2;
-    a.slots = (smem - a.ring) / SLOT;
-    if (a.slots > MAX_SLOTS)
-        a.slots = MAX_SLOTS;
-    a.total = a.ring + (a.slots > 0 ? a.slots : 0) * SLOT;
-    return a;
-}
-
-// Columns are NT tiles of 8.
-template <int NT, bool FP8, int HD> struct consumer {
-    enum { NC = NT * 8 };
-    const dk_model &m;
-    const dk_work &w;
-    dk_step &step;       // a copy in shared memory, but for the pages
-    layout at;
-    unsigned char *xs;   // the columns' vectors in shared memory
-    float *red;          // [WARPS][NC][PITCH]
-    float *rstd;         // [NC]
-    float *wmax, *wsum;  // [WARPS][16]
-    unsigned char *p;    // [2 groups][16] rows of P_PITCH bytes (shares red's place)
-    int *flag;
-    uint32_t barriers, place;
-    int tid, warp, lane, cols, marks, down_lo, down_hi;
-
-    __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_, dk_step &s) : m(m_), w(w_), step(s) {}
-
-    __device__ __forceinline__ void mark()
-    {
-        if (w.trace && tid == 0 && marks < DK_MARKS) {
-            uint64_t *t = w.trace + ((int64_t)blockIdx.x * DK_MARKS + marks++) * 2;
-            t[0] = (uint64_t)clock64();
-            t[1] = 0;
         }
-    }
-
-    __device__ __forceinline__ void grid_sync()
-    {
-        barriers += gridDim.x;
-        meet_all(&w.step->barrier, barriers);
-    }
-
-    __device__ __forceinline__ void load_x(const void *from, int k32, bool norm)
-    {
-        load_vectors<NC>((const uint4 *)from, at.xs, k32, cols, norm ? w.sumsq : nullptr, m.rg_d, (float)m.d, m.eps, at.rstd);
-    }
-
-    __device__ __forceinline__ void unit(int chunks, int first)
-    {
-        place = unit_sums<NT, FP8>(at.ring, at.slots, place, at.xs, at.red, chunks, first);
+        consumer_sync(); // red has been read
+        int g = lane >> 2, c = lane & 3;
+#pragma unroll
+        for (int t = 0; t < NT; t++) {
+            float *o = red + (warp * NC + t * 8 + 2 * c) * PITCH + g;
+            o[0] = acc[t][0];
+            o[PITCH] = acc[t][1];
+            o[8] = acc[t][2];
+            o[PITCH + 8] = acc[t][3];
+        }
+        consumer_sync();
     }
 
     // This thread's row pair (row, row + 8) and column of a unit; false when it has none.
@@ -552,7 +468,6 @@ template <int NT, bool FP8, int HD> struct consumer {
     {
         int row, col;
         if (mine(row, col))
-#pragma unroll 1
             for (int rg = blockIdx.x; rg < m.rg_d; rg += gridDim.x) {
                 int i = rg * 16 + row;
                 float a = 0, b = 0;
@@ -581,7 +496,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         int row, col;
         bool here = mine(row, col) && col < cols;
         int pos = here ? step.pos[col] : 0, seq = here ? step.seq_of[col] : 0;
-#pragma unroll 1
         for (int u = s.lo; u < s.hi; u++) {
             // what the sums will meet is asked for before they are made
             int head = u / per_head, i = u % per_head * 8 + row;
@@ -647,7 +561,6 @@ template <int NT, bool FP8, int HD> struct consumer {
                 vf[t][j] = key < n ? __ldcg((const uint4 *)(vp + dim * DK_PAGE + key)) : zero;
             }
         float factor = m.qk_scale * 1.4426950408889634f;
-#pragma unroll 1
         for (int base = 0; base < rows; base += 16) {
             int ra = base + g, rb = ra + 8;
             const uint16_t *qp = (const uint16_t *)w.q;
@@ -700,7 +613,7 @@ template <int NT, bool FP8, int HD> struct consumer {
             float za = ma == -INFINITY ? 0 : ma, zb = mb == -INFINITY ? 0 : mb, la = 0, lb = 0;
 #pragma unroll
             for (int t = 0; t < 4; t++) {
-                float e0 = power2(s[t][0] - za), e1 = power2(s[t][1] - za), e2 = power2(s[t][2] - zb), e3 = power2(s[t][3] - zb);
+                float e0 = exp2f(s[t][0] - za), e1 = exp2f(s[t][1] - za), e2 = exp2f(s[t][2] - zb), e3 = exp2f(s[t][3] - zb);
                 la += e0 + e1;
                 lb += e2 + e3;
                 int at = (wg * 32 + t * 8 + 2 * c) * 2;
@@ -756,10 +669,25 @@ template <int NT, bool FP8, int HD> struct consumer {
         }
     }
 
-    __device__ __forceinline__ uint2 added(int col, int head, int dim, int parts) const
+    // Four dimensions of a column's head: its parts in their order, as bfloat16.
+    __device__ __forceinline__ uint2 add_parts(int col, int head, int dim, int parts) const
     {
         int64_t at = ((int64_t)col * m.heads + head) * (step.max_pages * DK_PARTS);
-        return add_parts<HD>((const float4 *)(w.part + at * HD + dim), (const float2 *)w.ml + at, parts);
+        float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
+#pragma unroll 4
+        for (int s = 0; s < parts; s++) { // by turns: the sum so far is brought down when the maximum rises
+            float2 ml = __ldcg((const float2 *)w.ml + at + s);
+            float4 v = __ldcg((const float4 *)(w.part + (at + s) * HD + dim));
+            float t = fmaxf(top, ml.x), f = exp2f(ml.x - t), g = exp2f(top - t);
+            top = t;
+            sum = sum * g + f * ml.y;
+            o[0] = o[0] * g + f * v.x;
+            o[1] = o[1] * g + f * v.y;
+            o[2] = o[2] * g + f * v.z;
+            o[3] = o[3] * g + f * v.w;
+        }
+        float f = 1 / sum;
+        return make_uint2(pack2(o[0] * f, o[1] * f), pack2(o[2] * f, o[3] * f));
     }
 
     // The last group to finish a part of (sequence, kv head) adds the parts up, in their order.
@@ -781,11 +709,11 @@ template <int NT, bool FP8, int HD> struct consumer {
         if (!flag[group_no])
             return;
         int group = m.heads / m.kv_heads, n = q.n * group * (HD / 4);
-#pragma unroll 1
+#pragma unroll 2
         for (int i = gt; i < n; i += GROUP_WARPS * 32) {
             int row = i / (HD / 4), dim = i % (HD / 4) * 4, col = q.col + row / group, head = kv * group + row % group;
             int k = head * HD + dim;
-            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = added(col, head, dim, q.parts);
+            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = add_parts(col, head, dim, q.parts);
         }
     }
 
@@ -793,17 +721,16 @@ template <int NT, bool FP8, int HD> struct consumer {
     __device__ void load_parts()
     {
         int each = m.heads * (HD / 4), n = cols * each;
-#pragma unroll 1
+#pragma unroll 2
         for (int i = tid; i < n; i += CONSUMERS) {
             int col = i / each, k = i % each * 4;
-            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = added(col, k / HD, k % HD, step.seq[step.seq_of[col]].parts);
+            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = add_parts(col, k / HD, k % HD, step.seq[step.seq_of[col]].parts);
         }
         consumer_sync();
     }
 
     __device__ void attention(int layer)
     {
-#pragma unroll 1
         for (int u = blockIdx.x * 2 + warp / GROUP_WARPS; u < step.units; u += 2 * gridDim.x) {
             attention_unit a(step, u);
             attend_part(a.seq, a.kv, a.part, layer);
@@ -823,7 +750,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         const float *norm = m.norm + (int64_t)(2 * layer + 1) * m.kd;
         int row, col;
         bool some = mine(row, col);
-#pragma unroll 1
         for (int u = s.lo; u < s.hi; u++) {
             int i = u * 16 + row;
             float2 n = make_float2(0, 0), old = n, by = make_float2(1, 1);
@@ -847,7 +773,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         unit_range s = share(m.rg_gu, blockIdx.x, gridDim.x);
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_gu : nullptr;
         load_x(w.h, m.kd / 32, true);
-#pragma unroll 1
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             int row, col;
@@ -858,15 +783,14 @@ template <int NT, bool FP8, int HD> struct consumer {
             float f = rstd[col];
             a *= FP8 ? f * scale[u * 16 + row] : f;
             b *= FP8 ? f * scale[u * 16 + row + 8] : f;
-            put(w.act, u * 8 + row, col, divide(a, 1 + power2(-1.4426950408889634f * a)) * b);
+            put(w.act, u * 8 + row, col, a / (1 + __expf(-a)) * b);
         }
     }
 
     __device__ void down(int layer)
     {
-        int lo = down_lo, hi = down_hi, have = -1, row, col;
+        int lo = down_lower(m, blockIdx.x, gridDim.x), hi = down_lower(m, blockIdx.x + 1, gridDim.x), have = -1, row, col;
         const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_down : nullptr;
-#pragma unroll 1
         for (int u = lo; u < hi; u++) {
             int s = u / m.rg_d, rg = u % m.rg_d, a0 = slice_start(m, s), n = slice_start(m, s + 1) - a0;
             if (s != have) {
@@ -887,7 +811,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         // each block adds up the slices of its own row groups
         const float *norm = m.norm + (int64_t)(2 * layer + 2) * m.kd;
         if (mine(row, col))
-#pragma unroll 1
             for (int rg = blockIdx.x; rg < m.rg_d; rg += gridDim.x) {
                 float a = 0, b = 0;
                 float2 n = make_float2(0, 0);
@@ -917,7 +840,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         int id = 0x7fffffff, row, col;
         bool here = mine(row, col);
         load_x(w.h, m.kd / 32, true);
-#pragma unroll 1
         for (int u = s.lo; u < s.hi; u++) {
             unit(m.kd / DK_CHUNK, 0);
             if (!here || col >= cols)
@@ -957,7 +879,6 @@ template <int NT, bool FP8, int HD> struct consumer {
         embed();
         grid_sync();
         mark();
-#pragma unroll 1
         for (int l = 0; l < m.layers; l++) { // 10 marks a layer
             qkv(l);
             mark();
@@ -984,6 +905,30 @@ template <int NT, bool FP8, int HD> struct consumer {
         mark();
     }
 };
+
+// What a block keeps in shared memory ahead of the vectors and the ring.
+struct layout {
+    int rstd, wmax, wsum, flag, step, red, xs, ring, slots, total;
+};
+
+__host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
+{
+    layout a;
+    int red = WARPS * nc * PITCH * 4, p = 2 * 16 * P_PITCH;
+    a.rstd = (2 * MAX_SLOTS * 8 + 127) / 128 * 128;
+    a.wmax = a.rstd + DK_MAX_COLS * 4;
+    a.wsum = a.wmax + WARPS * 16 * 4;
+    a.flag = a.wsum + WARPS * 16 * 4;
+    a.step = a.flag + 32 * 4;
+    a.red = (a.step + (int)sizeof(dk_step) + 127) / 128 * 128;
+    a.xs = a.red + ((red > p ? red : p) + 127) / 128 * 128;
+    a.ring = a.xs + nc * k * 2;
+    a.slots = (smem - a.ring) / SLOT;
+    if (a.slots > MAX_SLOTS)
+        a.slots = MAX_SLOTS;
+    a.total = a.ring + (a.slots > 0 ? a.slots : 0) * SLOT;
+    return a;
+}
 
 template <int NT, bool FP8, int HD>
 __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int smem_bytes)
@@ -1016,7 +961,7 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
         return;
     }
     consumer<NT, FP8, HD> c(m, w, *(dk_step *)(smem + a.step));
-    c.at = a;
+    c.r = r;
     c.xs = smem + a.xs;
     c.red = (float *)(smem + a.red);
     c.p = smem + a.red;
@@ -1026,9 +971,7 @@ __global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant_
     c.flag = (int *)(smem + a.flag);
     c.barriers = 0;
     c.marks = 0;
-    c.place = 0;
-    c.down_lo = down_lower(m, blockIdx.x, gridDim.x);
-    c.down_hi = down_lower(m, blockIdx.x + 1, gridDim.x);
+    c.starved = 0;
     c.tid = threadIdx.x;
     c.warp = threadIdx.x >> 5;
     c.lane = threadIdx.x & 31;

@@ -19,7 +19,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define SHARED_MEMORY(p) unsigned char *p = emu_now->block->smem
@@ -165,7 +164,6 @@ static inline void add_release(uint32_t *p) { ++*p; }
 static inline void __syncwarp() { emu_join(emu_now->warp->meet, 32); }
 static inline void __threadfence() {}
 static inline void relax() { emu_yield(); }
-static inline void stop_kernel() { abort(); }
 
 template <typename T> static inline T __shfl_xor_sync(unsigned, T v, int o)
 {
@@ -196,8 +194,7 @@ static inline float __uint_as_float(uint32_t u)
     memcpy(&f, &u, 4);
     return f;
 }
-static inline float power2(float x) { return exp2f(x); }
-static inline float divide(float a, float b) { return a / b; }
+#define __expf expf
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 
 static inline uint32_t emu_bf16(float f)
