@@ -472,100 +472,6 @@ __global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_ac
     }
 }
 
-// With adapters, whose rank is the inner dimension of one matrix instruction (m16n8k16).  A warp keeps the adapters' parts of its 32
-// columns in registers and goes down 128 rows, 16 at a time.  The eight columns of each of the four products a tile are chosen so that a
-// thread's results are eight columns side by side.
-__device__ __forceinline__ void mma(float *c, float *d, const uint32_t *a, const uint32_t *b) // c, d: two columns of the upper and lower row
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(d[0]), "+f"(d[1])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// The rows upper and upper + 8 of a matrix of 16 columns, as the instruction's left operand.
-__device__ __forceinline__ void left(uint32_t *a, const bf16 *x, int64_t ld, int64_t upper, int64_t rows, int t)
-{
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int64_t row = upper + 8 * h;
-        a[h] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t) : 0;
-        a[h + 2] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t + 8) : 0;
-    }
-}
-
-template <bool BACK>
-__global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, bf16 *gu, const bf16 *d_act, tk_adapters p, bf16 *act, int64_t ld)
-{
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    if (col >= f)
-        return;
-    const bf16 *pb = (const bf16 *)p.b, *pa = (const bf16 *)p.a, *pu = (const bf16 *)p.u;
-    uint32_t bg[4][2], bu[4][2], ba[BACK ? 4 : 1][2];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int k = 2 * t + 8 * h;
-            bg[j][h] = *(const uint32_t *)(pb + n * p.ld_b + k);
-            bu[j][h] = *(const uint32_t *)(pb + (f + n) * p.ld_b + 16 + k);
-            if (BACK) {
-                __nv_bfloat162 pair = __halves2bfloat162(pa[k * p.ld_a + n], pa[(k + 1) * p.ld_a + n]);
-                ba[BACK ? j : 0][h] = *(uint32_t *)&pair;
-            }
-        }
-    }
-    for (int64_t at = (int64_t)blockIdx.y * 128; at < rows && at < (int64_t)(blockIdx.y + 1) * 128; at += 16) {
-        uint32_t ug[4], uu[4], ud[4];
-        float gate[2][8] = {}, up[2][8] = {}, d[2][8] = {};
-        left(ug, pu, p.ld_u, at + g, rows, t);
-        left(uu, pu + 16, p.ld_u, at + g, rows, t);
-        if (BACK)
-            left(ud, (const bf16 *)p.du, p.ld_du, at + g, rows, t);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t row = at + g + 8 * h;
-            if (row >= rows)
-                continue;
-            load<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
-            load<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            if (BACK)
-                load<8>(d_act + row * f + col + 8 * t, d[h]);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
-            mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
-            if (BACK)
-                mma(d[0] + 2 * j, d[1] + 2 * j, ud, ba[BACK ? j : 0]);
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t row = at + g + 8 * h;
-            float a[8];
-            if (row >= rows)
-                continue;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float x = rounded<bf16>(gate[h][i]), u = rounded<bf16>(up[h][i]), s = 1 / (1 + __expf(-x)), silu = x * s;
-                a[i] = silu * u;
-                if (BACK) {
-                    float dd = rounded<bf16>(d[h][i]);
-                    gate[h][i] = dd * u * s * (1 + x * (1 - s));
-                    up[h][i] = dd * silu;
-                }
-            }
-            if (BACK) {
-                store<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
-                store<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            }
-            if (act)
-                store<8>(act + row * ld + col + 8 * t, a);
-        }
-    }
-}
-
 // ---- cross-entropy: a block a row; the maximum and the sum in one pass, the gradient in a second ----
 
 __device__ __forceinline__ void merge(float &m, float &s, float m2, float s2)
@@ -761,18 +667,6 @@ int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, con
     BOTH((swiglu_back<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (T *)gu, (const T *)d_act, (T *)act, ld)));
 }
 
-int k_swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act, int64_t ld)
-{
-    dim3 grid((unsigned)blocks(f, 256), (unsigned)blocks(rows, 128));
-    if (k->type != TK_BF16 || f % 32)
-        return (int)cudaErrorInvalidValue;
-    if (d_act)
-        adapted<true><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, (const bf16 *)d_act, *p, (bf16 *)act, ld);
-    else
-        adapted<false><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, NULL, *p, (bf16 *)act, ld);
-    return launched();
-}
-
 int k_cross_entropy(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward, float scale,
                     float *loss)
 {
@@ -804,6 +698,6 @@ int k_copy(const struct tk *k, int64_t n, const struct tk_copy *items)
 extern "C" const struct train_kernels *train_kernels(void)
 {
     static const struct train_kernels t = {error_text, k_rms_norm, k_quantize, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
-                                           k_swiglu_backward, k_swiglu_adapted, k_cross_entropy, k_embed_backward, k_copy};
+                                           k_swiglu_backward, k_cross_entropy, k_embed_backward, k_copy};
     return &t;
 }
