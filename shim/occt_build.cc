@@ -10,6 +10,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <sstream>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -58,6 +59,7 @@
 #include <Geom_TrimmedCurve.hxx>
 #include <Interface_Static.hxx>
 #include <STEPControl_Writer.hxx>
+#include <STEPControl_Reader.hxx>
 #include <ShapeUpgrade_UnifySameDomain.hxx>
 #include <Standard_Failure.hxx>
 #include <Standard_Version.hxx>
@@ -727,6 +729,28 @@ int occ_rotate(struct occ_build *b, int a, struct occ_frame about, double degree
         gp_Trsf t;
         t.SetRotation(axes(about).Axis(), degrees * M_PI / 180);
         return moved(get(b, a), t);
+    });
+}
+
+int occ_scale(struct occ_build *b, int a, double factor)
+{
+    return make(b, "scale", [&]() -> TopoDS_Shape {
+        gp_Trsf t;
+        t.SetScale(gp_Pnt(0, 0, 0), factor);
+        return BRepBuilderAPI_Transform(get(b, a), t, Standard_True).Shape();
+    });
+}
+
+int occ_read(struct occ_build *b, const char *text, size_t n)
+{
+    return make(b, "read", [&]() -> TopoDS_Shape {
+        occ_quiet();
+        STEPControl_Reader reader;
+        std::istringstream stream(std::string(text, n));
+        if (reader.ReadStream("part", stream) != IFSelect_RetDone)
+            refuse("is no STEP file");
+        reader.TransferRoots();
+        return reader.OneShape();
     });
 }
 

@@ -75,6 +75,11 @@ int occ_rotate(struct occ_build *b, int a, struct occ_frame about, double degree
 int occ_polar(struct occ_build *b, int a, struct occ_frame about, int n);           /* n around the full turn */
 int occ_grid(struct occ_build *b, int a, int nx, double dx, int ny, double dy);     /* centred on a */
 
+int occ_scale(struct occ_build *b, int a, double factor); /* about the origin */
+
+/* The shape of a STEP file in memory: all its roots. */
+int occ_read(struct occ_build *b, const char *text, size_t n);
+
 enum occ_edges {
     OCC_EDGES_ALL,
     OCC_EDGES_VERTICAL, /* straight along z */
