@@ -45,6 +45,7 @@ struct step_restructure_opts {
     enum step_order order;
     bool compact; /* no instance names, references as distances: see below */
     bool bare;    /* no comments */
+    bool geometry_first; /* the curve of an edge ahead of its vertices, the surface of a face ahead of its bounds */
 };
 /* Writes every instance once, lean, one a line, numbered from 1, in depth-first order
  * from the roots (instances nobody refers to): children before parents, or the reverse.
