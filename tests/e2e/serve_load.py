@@ -89,7 +89,9 @@ elif what == "gone":
     for s in clients:
         s.close()
     after = idle()
-    assert after["cancelled"] - before["cancelled"] >= 20, (before, after)
+    # Of 30 whole requests those that were not through in half a second; a random model ends some of its texts early.
+    cancelled, served, refused = (after[k] - before[k] for k in ("cancelled", "served", "refused"))
+    assert cancelled >= 5 and cancelled + served + refused == 30, (before, after)
     print(f"{after['cancelled'] - before['cancelled']} cancelled")
 elif what == "slow":
     s = socket.create_connection((host, port))
