@@ -96,20 +96,6 @@ int32_t engine_pick(const float *v, int64_t vocab, const struct engine_choice *c
     return (int32_t)best;
 }
 
-void engine_rope_frequencies(const struct model_config *c, float *out)
-{
-    for (int64_t i = 0; i < c->head_dim / 2; i++) {
-        double f = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
-        if (c->rope.factor > 0) { /* Llama 3.1: long waves are stretched, short ones kept, those between blended */
-            double wave = 2 * M_PI / f, old = (double)c->rope.original_positions;
-            double smooth = (old / wave - c->rope.low_freq) / (c->rope.high_freq - c->rope.low_freq);
-            smooth = smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;
-            f = (1 - smooth) * f / c->rope.factor + smooth * f;
-        }
-        out[i] = (float)f;
-    }
-}
-
 /* ---- sequences ---- */
 
 static void seq_free(struct seq *s)

@@ -736,7 +736,7 @@ int engine_cpu(struct model *m, const struct engine_options *o, struct engine_wa
     c->wide = __builtin_cpu_supports("avx512f");
 #endif
     c->freq = own(c, (size_t)c->hd * sizeof *c->freq);
-    engine_rope_frequencies(f, c->freq);
+    model_rope_frequencies(f, c->freq);
     c->turn = own(c, (size_t)(c->capacity * c->hd) * sizeof *c->turn);
     for (int64_t p = 0; p < c->capacity; p++)
         for (int64_t i = 0; i < c->hd / 2; i++) {

@@ -195,7 +195,7 @@ static int small_parts(struct cuda *c, int64_t positions)
     }
     if (rc == ERR_OK)
         rc = read_vector(m->norm->w, norm + 2 * d->layers * d->kd);
-    engine_rope_frequencies(&m->cfg, f);
+    model_rope_frequencies(&m->cfg, f);
     for (int64_t p = 0; p < positions; p++)
         for (int64_t i = 0; i < half; i++) {
             float a = i < head_dim / 2 ? (float)p * f[i] : 0;

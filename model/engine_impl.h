@@ -49,9 +49,6 @@ int engine_aten(struct model *m, const struct engine_options *o, struct engine_w
 /* The choice on the CPU. */
 int32_t engine_pick(const float *logits, int64_t vocab, const struct engine_choice *c, uint32_t *scratch);
 
-/* RoPE's frequencies by the config: [head_dim / 2]. */
-void engine_rope_frequencies(const struct model_config *c, float *out);
-
 struct engine_way *engine_way_of(struct engine *e); /* tests, benchmarks */
 
 #endif

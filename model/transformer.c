@@ -335,14 +335,9 @@ int model_zero_grad(struct model *m)
 
 /* ---- rotary positions ---- */
 
-int model_rope_table(struct model *m, int64_t positions, float **cos, float **sin, int64_t *n_out)
+void model_rope_frequencies(const struct model_config *c, float *out)
 {
-    const struct model_config *c = &m->cfg;
-    int64_t n = 256, half = c->head_dim / 2;
-    while (n < positions)
-        n *= 2;
-    float *cs = xmalloc((size_t)(n * half) * sizeof *cs), *sn = xmalloc((size_t)(n * half) * sizeof *sn);
-    for (int64_t i = 0; i < half; i++) {
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
         double f = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
         if (c->rope.factor > 0) { /* Llama 3.1: long waves are stretched, short ones kept, those between blended */
             double wave = 2 * M_PI / f, old = (double)c->rope.original_positions;
@@ -350,13 +345,27 @@ int model_rope_table(struct model *m, int64_t positions, float **cos, float **si
             smooth = smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;
             f = (1 - smooth) * f / c->rope.factor + smooth * f;
         }
-        float freq = (float)f; /* angles in float32, as Hugging Face has them */
+        out[i] = (float)f; /* angles in float32, as Hugging Face has them */
+    }
+}
+
+int model_rope_table(struct model *m, int64_t positions, float **cos, float **sin, int64_t *n_out)
+{
+    const struct model_config *c = &m->cfg;
+    int64_t n = 256, half = c->head_dim / 2;
+    while (n < positions)
+        n *= 2;
+    float *cs = xmalloc((size_t)(n * half) * sizeof *cs), *sn = xmalloc((size_t)(n * half) * sizeof *sn);
+    float *freq = xmalloc((size_t)half * sizeof *freq);
+    model_rope_frequencies(c, freq);
+    for (int64_t i = 0; i < half; i++) {
         for (int64_t p = 0; p < n; p++) {
-            float a = (float)p * freq;
+            float a = (float)p * freq[i];
             cs[p * half + i] = cosf(a);
             sn[p * half + i] = sinf(a);
         }
     }
+    free(freq);
     *cos = cs;
     *sin = sn;
     *n_out = n;

@@ -155,6 +155,8 @@ th_tensor *model_prefill(struct model *m, struct kv_cache *c, int64_t row, const
 th_tensor *model_decode(struct model *m, struct kv_cache *c, int64_t rows, const int32_t *ids);
 
 /* ---- between transformer.c and train.c ---- */
+/* Angle of position 1 for each of head_dim / 2 pairs, with llama3 scaling where the config has it. */
+void model_rope_frequencies(const struct model_config *c, float *out);
 int model_rope_table(struct model *m, int64_t positions, float **cos, float **sin, int64_t *n); /* [n, head_dim / 2], the caller's */
 int model_check_ids(const struct model *m, const int32_t *ids, size_t n);
 void model_train_reset(struct model *m); /* weights or adapters were replaced: what train.c made of them goes */

@@ -866,18 +866,23 @@ int occ_finish(struct occ_build *b, int *shape, struct occ_part_info *info)
     return ERR_OK;
 }
 
+// A copy for the C side, which frees it.
+static int give_text(const std::string &s, char **text, size_t *n)
+{
+    *text = static_cast<char *>(malloc(s.size() + 1));
+    if (!*text)
+        return err_set(ERR_NOMEM, "out of memory");
+    memcpy(*text, s.c_str(), s.size() + 1);
+    *n = s.size();
+    return ERR_OK;
+}
+
 int occ_step_text(struct occ_build *b, int shape, const char *name, const char *product, int decimals, char **text, size_t *n)
 {
     if (!b->error.empty())
         return err_set(ERR_EXTERN, "%s", b->error.c_str());
     try {
-        std::string s = StepText(decimals).file(only_solid(get(b, shape)), name, product);
-        *text = static_cast<char *>(malloc(s.size() + 1));
-        if (!*text)
-            return err_set(ERR_NOMEM, "out of memory");
-        memcpy(*text, s.c_str(), s.size() + 1);
-        *n = s.size();
-        return ERR_OK;
+        return give_text(StepText(decimals).file(only_solid(get(b, shape)), name, product), text, n);
     } catch (...) {
         return err_set(ERR_EXTERN, "STEP: %s", thrown_text().c_str());
     }
@@ -921,13 +926,7 @@ int occ_step_text_native(struct occ_build *b, int shape, const char *name, const
     if (!b->error.empty())
         return err_set(ERR_EXTERN, "%s", b->error.c_str());
     try {
-        std::string s = StepText::header(name) + written(only_solid(get(b, shape)), product);
-        *text = static_cast<char *>(malloc(s.size() + 1));
-        if (!*text)
-            return err_set(ERR_NOMEM, "out of memory");
-        memcpy(*text, s.c_str(), s.size() + 1);
-        *n = s.size();
-        return ERR_OK;
+        return give_text(StepText::header(name) + written(only_solid(get(b, shape)), product), text, n);
     } catch (...) {
         return err_set(ERR_EXTERN, "STEP: %s", thrown_text().c_str());
     }
