@@ -17,7 +17,7 @@ enum { MAX_CAPTION = 65536 }; /* bytes: of a longer one no model makes anything 
 
 static struct session_options use = {.device = "auto", .dtype = "auto", .grammar = "off", .order = "auto"};
 static const char *caption, *captions_file, *out_dir, *preview = "auto", *layout = "flat", *weights = "native";
-static int64_t batch = 1, max_new_tokens = 14000, samples = 1, draft = 15, top_k, seed = 3407, limit;
+static int64_t batch = 1, max_new_tokens = 14000, samples = 1, draft = 31, top_k, seed = 3407, limit;
 static double temperature, top_p = 1;
 static bool retrieve_only, no_rag;
 

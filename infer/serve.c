@@ -24,7 +24,7 @@
 
 static struct session_options use = {.device = "auto", .dtype = "auto", .grammar = "part21", .order = "auto"};
 static const char *host = "127.0.0.1";
-static int64_t port = 8080, batch = 8, max_waiting = 64, max_tokens = 16384, max_body = 1000000, draft = 8, keep = 64;
+static int64_t port = 8080, batch = 8, max_waiting = 64, max_tokens = 16384, max_body = 1000000, draft = 31, keep = 64;
 static double grace = 20;
 
 static struct opt options[] = {

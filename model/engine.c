@@ -18,11 +18,15 @@ struct seq {
     int32_t *text;           /* prompt and what came; all but the last is in the cache */
     size_t n, cap;
     struct draft *draft;
-    double hope;             /* guesses worth verifying, by how the last ones did */
     struct engine_result result;
     double submitted, started;
     bool cancelled, over;
     struct seq *next;        /* waiting */
+};
+
+/* What passes take: least squares over the last few hundred, older ones with less weight. */
+struct timing {
+    double w, n, t, nn, nt;
 };
 
 struct engine {
@@ -37,6 +41,9 @@ struct engine {
     struct engine_choice *choice;
     int32_t *chosen;
     uint32_t *mask;
+    struct draft *experience; /* of the sequence that ended last: the next one's draft goes on from it */
+    struct timing timing;
+    struct draft_cost cost;
 };
 
 /* ---- choosing on the CPU: the same rule as sample_kernel() of kernels/decode.cu ---- */
@@ -111,6 +118,11 @@ static void finish(struct engine *e, struct seq *s, enum engine_finish why)
 {
     s->result.finish = why;
     s->result.decode_s = s->started > 0 ? now_s() - s->started : 0;
+    if (s->draft) {
+        draft_free(e->experience);
+        e->experience = s->draft;
+        s->draft = NULL;
+    }
     if (s->place >= 0) {
         e->way.release(&e->way, s->place);
         e->place[s->place] = NULL;
@@ -229,8 +241,7 @@ static int admit(struct engine *e)
         if (s->n > 1 && (rc = e->way.prefill(&e->way, at, s->text, s->n - 1)) < 0)
             return rc;
         if (s->q.draft > 0 && e->way.max_a_place > 1) {
-            s->hope = (double)s->q.draft;
-            s->draft = draft_new(e->tok);
+            s->draft = draft_new(e->tok, e->experience);
             for (size_t i = 0; i < s->n; i++)
                 draft_add(s->draft, s->text[i]);
         }
@@ -249,11 +260,9 @@ static int64_t columns(struct engine *e, struct seq *s, int64_t most, struct eng
     most = most < e->way.max_a_place ? most : e->way.max_a_place;
     most = most < left ? most : left; /* the last column's token is the last there is room for */
     most = most < s->q.draft + 1 ? most : s->q.draft + 1;
-    int64_t worth = (int64_t)s->hope + 1;
-    worth = worth > e->way.free_columns / e->n_active ? worth : e->way.free_columns / e->n_active;
-    most = most < worth ? most : worth;
     if (s->draft && most > 1) {
-        n += (int64_t)draft_guess(s->draft, guess, (size_t)(most - 1 < 64 ? most - 1 : 64));
+        n += (int64_t)draft_guess(s->draft, guess, (size_t)(most - 1 < 64 ? most - 1 : 64),
+                                  &(struct draft_cost){.pass = e->cost.pass / (double)e->n_active, .column = e->cost.column});
         for (int64_t i = 1; i < n; i++)
             c[i] = (struct engine_column){(int32_t)s->place, guess[i - 1], c[0].pos + (int32_t)i};
         s->result.drafted += n - 1;
@@ -276,7 +285,6 @@ static int choose_masked(struct engine *e, struct seq *s, int64_t column, int32_
 static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
 {
     int rc = ERR_OK;
-    int64_t before = s->result.accepted;
     s->result.steps++;
     for (int64_t i = 0; i < n && !s->over; i++) {
         int32_t id = e->chosen[at + i];
@@ -288,12 +296,23 @@ static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
             break;
         s->result.accepted++;
     }
-    if (n > 1) { /* all right: try more; else about twice what was */
-        int64_t hit = s->result.accepted - before;
-        s->hope = hit == n - 1 ? s->hope * 1.5 + 1 : 0.75 * s->hope + 0.25 * (2.0 * (double)hit + 1);
-        s->hope = s->hope < (double)s->q.draft ? s->hope : (double)s->q.draft;
-    }
     return ERR_OK;
+}
+
+/* A pass over n columns took t seconds: what the next ones will cost. */
+static void learn_cost(struct engine *e, int64_t n, double t)
+{
+    struct timing *k = &e->timing;
+    if (k->w > 8 && t > 4 * k->t / k->w) /* something else ran */
+        return;
+    double keep = 0.99, x = (double)n;
+    *k = (struct timing){keep * k->w + 1, keep * k->n + x, keep * k->t + t, keep * k->nn + x * x, keep * k->nt + x * t};
+    double spread = k->w * k->nn - k->n * k->n, mean = k->t / k->w;
+    if (k->w < 16 || spread < k->w * k->w) /* too little to tell */
+        return;
+    double column = (k->w * k->nt - k->n * k->t) / spread, most = mean * k->w / k->n;
+    column = column > 0.001 * mean ? column < most ? column : most : 0.001 * mean;
+    e->cost = (struct draft_cost){.pass = mean - column * k->n / k->w, .column = column};
 }
 
 static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
@@ -309,9 +328,11 @@ static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
             e->choice[k] = (struct engine_choice){.s = v[i]->q.sampling, .at = v[i]->result.tokens + k - from[i]};
     }
     from[n_seqs] = n;
+    double t = now_s();
     int rc = e->way.step(&e->way, e->col, n, logits);
     if (rc == ERR_OK)
         rc = e->way.choose(&e->way, 0, n, e->choice, e->chosen);
+    learn_cost(e, n, now_s() - t);
     for (int64_t i = 0; i < n_seqs && rc == ERR_OK; i++)
         rc = take(e, v[i], from[i], from[i + 1] - from[i]);
     return rc;
@@ -454,6 +475,7 @@ int engine_new(struct model *m, const struct engine_options *o, struct engine **
     e->max_tokens = o->max_tokens > 0 && o->max_tokens < m->cfg.max_positions ? o->max_tokens : m->cfg.max_positions;
     e->vocab = o->vocab > 0 ? o->vocab : m->cfg.vocab;
     e->last = &e->first;
+    e->cost = (struct draft_cost){.pass = 1, .column = 0.02};
     struct engine_options k = *o;
     k.max_batch = e->max_batch;
     k.max_tokens = e->max_tokens;
@@ -490,6 +512,7 @@ void engine_free(struct engine *e)
         seq_free(s);
     }
     e->way.free(&e->way);
+    draft_free(e->experience);
     free(e->place);
     free(e->col);
     free(e->choice);

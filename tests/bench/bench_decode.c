@@ -313,14 +313,14 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k)
             die("tokens");
         if (prompt.n > 32000)
             continue;
-        struct draft *d = draft_new(t);
+        struct draft *d = draft_new(t, NULL);
         for (size_t i = 0; i < start; i++)
             draft_add(d, prompt.v[i]);
         if (w && (w->reserve(w, 0, (int64_t)prompt.n + 32) != 1 || w->prefill(w, 0, prompt.v, start - 1) < 0))
             die("prefill");
         double t0 = now_s();
         for (at = start; at < prompt.n; steps++) {
-            int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k);
+            int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k, NULL);
             guessed += n - 1;
             for (int64_t i = 0; i < n; i++)
                 col[i] = (struct engine_column){0, i ? guess[i - 1] : prompt.v[at - 1], (int32_t)((int64_t)at - 1 + i)};
