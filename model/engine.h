@@ -13,7 +13,7 @@
  * on the batch, on drafts, or on where in memory it lies, to the bit, on one device at one precision.
  *
  * Three ways to compute, chosen by what is there:
- *   - CUDA, compute capability 9.0, bfloat16 or --weights fp8: kernels/decode.cu, one persistent kernel a step
+ *   - CUDA, compute capability 9.0, bfloat16 or --weights fp8, no adapter but merged ones: kernels/decode.cu, one persistent kernel a step
  *   - the CPU: model/engine_cpu.c, products of rows by vectors on all threads
  *   - anything else: model_prefill() and model_decode() of transformer.h
  *
@@ -78,7 +78,8 @@ struct engine_request {
     void *ctx;
 };
 
-/* m outlives the engine, and its adapters are merged (lora_merge()).  ERR_NOMEM says what to lower. */
+/* m outlives the engine.  Adapters that are not merged (lora_merge()) are applied beside the weights: by the CPU's way and
+ * by ATen's operators, which then also take the place of the CUDA kernels.  ERR_NOMEM says what to lower; ERR_USAGE: fp8 and adapters. */
 int engine_new(struct model *m, const struct engine_options *o, struct engine **out);
 void engine_free(struct engine *e); /* NULL is fine; done() is not called for what is in flight */
 /* ERR_USAGE: an empty prompt, or no room for a single token after it; ERR_FORMAT: ids outside the model. */

@@ -32,6 +32,8 @@ struct matrix {
 
 struct cpu_layer {
     struct matrix w[LORA_TARGETS];
+    struct matrix a[LORA_TARGETS]; /* adapters, not merged: y = W x + B A x; no rows: none */
+    const float *b[LORA_TARGETS];  /* [rows of w, rank], times the adapters' scale */
     const float *bias[3], *norm1, *norm2;
 };
 
@@ -54,7 +56,7 @@ struct cpu {
     int64_t n;
     float *x, *q, *kn, *vn, *o, *act, *logits; /* [MAX_COLUMNS][...] */
     float **own;             /* [thread]: normalised x; scores; from own_spread on x in another order */
-    int64_t own_spread;
+    int64_t own_spread, own_low; /* own_low: A x */
     uint32_t *pick;
     /* the threads */
     int n_threads;
@@ -330,6 +332,26 @@ static void norm_all(struct cpu *c, const float *w, int thread) /* every thread 
         rms_norm(c, c->x + i * c->d, w, c->own[thread] + i * c->d);
 }
 
+/* y = W x for rows from to to of a projection, its adapter beside it. */
+static void project(const struct cpu *c, int64_t l, int t, int64_t from, int64_t to, const float *x, int64_t ldx, float *y, int64_t ldy, int thread)
+{
+    const struct cpu_layer *k = &c->layers[l];
+    int64_t rank = k->a[t].rows;
+    float *low = c->own[thread] + c->own_low;
+    rows_dot(c, &k->w[t], from, to, x, ldx, y, ldy, thread);
+    if (!rank)
+        return;
+    rows_dot(c, &k->a[t], 0, rank, x, ldx, low, rank, thread); /* every thread for itself, too */
+    for (int64_t i = 0; i < c->n; i++)
+        for (int64_t r = from; r < to; r++) {
+            const float *b = k->b[t] + r * rank, *u = low + i * rank;
+            float sum = 0;
+            for (int64_t e = 0; e < rank; e++)
+                sum += b[e] * u[e];
+            y[i * ldy + r] += sum;
+        }
+}
+
 static void phase_qkv(struct cpu *c, int64_t l, int thread)
 {
     struct cpu_layer *y = &c->layers[l];
@@ -343,7 +365,7 @@ static void phase_qkv(struct cpu *c, int64_t l, int thread)
         int64_t n = y->w[t].rows, from = lo > at ? lo - at : 0, to = hi - at < n ? hi - at : n;
         if (from >= to)
             continue;
-        rows_dot(c, &y->w[t], from, to, c->own[thread], c->d, out[t], n, thread);
+        project(c, l, t, from, to, c->own[thread], c->d, out[t], n, thread);
         for (int64_t i = 0; y->bias[t] && i < c->n; i++)
             for (int64_t r = from; r < to; r++)
                 out[t][i * n + r] += y->bias[t][r];
@@ -392,12 +414,13 @@ static void phase_attend(struct cpu *c, int64_t l, int thread)
     }
 }
 
-/* x += w y */
-static void add_rows(struct cpu *c, const struct matrix *w, const float *y, int thread)
+/* x += W y */
+static void add_rows(struct cpu *c, int64_t l, int t, const float *y, int thread)
 {
+    const struct matrix *w = &c->layers[l].w[t];
     int64_t from = share(c, w->rows, thread), to = share(c, w->rows, thread + 1);
     float *tmp = c->own[thread];
-    rows_dot(c, w, from, to, y, w->cols, tmp, w->rows, thread);
+    project(c, l, t, from, to, y, w->cols, tmp, w->rows, thread);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t r = from; r < to; r++)
             c->x[i * c->d + r] += tmp[i * w->rows + r];
@@ -405,24 +428,23 @@ static void add_rows(struct cpu *c, const struct matrix *w, const float *y, int 
 
 static void phase_out(struct cpu *c, int64_t l, int thread)
 {
-    add_rows(c, &c->layers[l].w[LORA_O], c->o, thread);
+    add_rows(c, l, LORA_O, c->o, thread);
 }
 
 static void phase_gate_up(struct cpu *c, int64_t l, int thread)
 {
-    struct cpu_layer *y = &c->layers[l];
     int64_t from = share(c, c->ff, thread), to = share(c, c->ff, thread + 1);
     float *up = c->act + MAX_COLUMNS * c->ff;
-    norm_all(c, y->norm2, thread);
-    rows_dot(c, &y->w[LORA_GATE], from, to, c->own[thread], c->d, c->act, c->ff, thread);
-    rows_dot(c, &y->w[LORA_UP], from, to, c->own[thread], c->d, up, c->ff, thread);
+    norm_all(c, c->layers[l].norm2, thread);
+    project(c, l, LORA_GATE, from, to, c->own[thread], c->d, c->act, c->ff, thread);
+    project(c, l, LORA_UP, from, to, c->own[thread], c->d, up, c->ff, thread);
     for (int64_t i = 0; i < c->n; i++)
         silu_body(c->act + i * c->ff, up + i * c->ff, c->act + i * c->ff, from, to);
 }
 
 static void phase_down(struct cpu *c, int64_t l, int thread)
 {
-    add_rows(c, &c->layers[l].w[LORA_DOWN], c->act, thread);
+    add_rows(c, l, LORA_DOWN, c->act, thread);
 }
 
 static void phase_head(struct cpu *c, int64_t l, int thread)
@@ -685,6 +707,12 @@ static int take_model(struct cpu *c)
             take_matrix(c, from->proj[t].w->w, &to->w[t]);
             if (from->proj[t].b)
                 rc = take_vector(c, from->proj[t].b->w, &to->bias[t]);
+            if (rc < 0 || !from->proj[t].lora_a)
+                continue;
+            take_matrix(c, from->proj[t].lora_a->w, &to->a[t]);
+            rc = take_vector(c, from->proj[t].lora_b->w, &to->b[t]);
+            for (int64_t k = 0; k < to->w[t].rows * to->a[t].rows && rc == ERR_OK; k++)
+                ((float *)to->b[t])[k] *= (float)m->lora_scale;
         }
     }
     return rc;
@@ -756,8 +784,9 @@ int engine_cpu(struct model *m, const struct engine_options *o, struct engine_wa
     int64_t widest = c->ff > c->d ? c->ff : c->d;
     widest = c->heads * c->hd > widest ? c->heads * c->hd : widest;
     c->own_spread = MAX_COLUMNS * c->d + c->group * c->capacity;
+    c->own_low = c->own_spread + MAX_COLUMNS * widest;
     for (int i = 0; i < c->n_threads; i++)
-        c->own[i] = own(c, (size_t)c->own_spread * sizeof(float) + n * (size_t)widest);
+        c->own[i] = own(c, (size_t)c->own_low * sizeof(float) + n * (size_t)model_rank(m));
     int rc = take_model(c);
     if (rc == ERR_OK)
         rc = start_threads(c);

@@ -83,7 +83,7 @@ int session_open(const struct session_options *o, struct session *s)
         return rc;
     if (tok_n_ids(s->tok) > s->m->cfg.vocab)
         return err_set(ERR_FORMAT, "tokenizer and model do not fit: %d ids, %lld rows", (int)tok_n_ids(s->tok), (long long)s->m->cfg.vocab);
-    if (o->adapter && (rc = lora_load(s->m, o->adapter, false, NULL)) == ERR_OK)
+    if (o->adapter && (rc = lora_load(s->m, o->adapter, false, NULL)) == ERR_OK && !o->unmerged)
         rc = lora_merge(s->m);
     return rc;
 }

@@ -3,7 +3,7 @@
  *
  *     struct session s;
  *     session_check(&o, &s);          // what can be told without the weights: prompt.json, the grammar's form
- *     session_open(&o, &s);           // tokenizer, weights, adapter (merged), library, grammar
+ *     session_open(&o, &s);           // tokenizer, weights, adapter (merged, if not told otherwise), library, grammar
  *     session_close(&s);
  */
 #ifndef MODEL_SESSION_H
@@ -17,7 +17,7 @@
 
 struct session_options {
     const char *model, *adapter, *tokenizer, *rag, *encoder, *device, *dtype, *grammar, *order, *schema;
-    bool typed;
+    bool typed, unmerged;
     int threads;
 };
 #define SESSION_DEFAULT ((struct session_options){.device = "auto", .dtype = "auto", .grammar = "off", .order = "auto"})
@@ -26,6 +26,8 @@ struct session_options {
 #define SESSION_OPTIONS(o)                                                                                                                  \
     {.name = "model", .type = OPT_STR, .value = &(o).model, .arg = "DIR", .help = "base model, a Hugging Face folder"},                     \
     {.name = "adapter", .type = OPT_STR, .value = &(o).adapter, .arg = "DIR", .help = "LoRA adapter in PEFT's layout"},                     \
+    {.name = "unmerged", .type = OPT_FLAG, .value = &(o).unmerged,                                                                         \
+     .help = "leave the adapter beside the weights instead of adding it to them: no rounding of sums, and slower"},                        \
     {.name = "tokenizer", .type = OPT_STR, .value = &(o).tokenizer, .arg = "DIR", .help = "tokenizer (default: the model's)"},              \
     {.name = "rag", .type = OPT_STR, .value = &(o).rag, .arg = "PAIRS", .help = "pair records to retrieve similar parts from"},             \
     {.name = "encoder", .type = OPT_STR, .value = &(o).encoder, .arg = "DIR", .help = "sentence encoder, for --rag"},                       \

@@ -883,6 +883,17 @@ int lora_load(struct model *m, const char *dir, bool trained, struct lora_config
     return rc;
 }
 
+int64_t model_rank(const struct model *m)
+{
+    int64_t most = 0;
+    for (int64_t l = 0; l < m->cfg.n_layers; l++)
+        for (int t = 0; t < LORA_TARGETS; t++) {
+            const struct param *a = m->layers[l].proj[t].lora_a;
+            most = a && th_size(a->w, 0) > most ? th_size(a->w, 0) : most;
+        }
+    return most;
+}
+
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base)
 {
     struct saving s = {.v = xcalloc(m->n_params + 2, sizeof *s.v), .dtype = TH_F32};

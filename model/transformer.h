@@ -176,6 +176,8 @@ int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed);
 int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out);
 /* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does. */
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base);
+/* The highest rank of the adapters that are beside the weights; 0: none, or merged. */
+int64_t model_rank(const struct model *m);
 /* Folds the adapters into the weights and drops them. */
 int lora_merge(struct model *m);
 

@@ -4,28 +4,14 @@
 set -u
 BIN=${BIN:-build/bin}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-case $BIN in /*) ;; *) BIN=$PWD/$BIN ;; esac
 ENCODER=${ENCODER:-$root/third_party/minilm}
 case $ENCODER in /*) ;; *) ENCODER=$root/$ENCODER ;; esac
-for t in generate sft; do [ -x "$BIN/$t" ] || { echo "SKIP: $t is not built (no libtorch)"; exit 77; }; done
-dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
-fail() { echo "FAIL: $*"; exit 1; }
-expect() {
-    local code=$1 text=$2; shift 2
-    timeout 100 "$@" > out.txt 2> err.txt < /dev/null; local rc=$?
-    [ $rc = "$code" ] || fail "exit $rc, $code is due: $* ($(cat err.txt))"
-    grep -qF -- "$text" err.txt || fail "no '$text' from $*: $(cat err.txt)"
-    [ "$(wc -l < err.txt)" = 1 ] || fail "more than one line from $*: $(cat err.txt)"
-}
-cd "$dir" || exit 1
-python3 "$root/tests/e2e/tiny_model.py" "$root" . || fail "python3 is needed"
-"$BIN/tokenizer-train" "$root/datasets/sample" --out arch --vocab-size 600 --db none -q > /dev/null || fail "tokenizer-train"
+needs="generate sft"
+. "$root/tests/e2e/with_tiny_model.sh"
 cp arch/tokenizer*.json wide/
-train() { "$BIN/sft" --data data --max-steps 1 -o lr=1e-5 --batch-size 1 --accumulation 1 --db none -q "$@" > sft.log 2>&1 || fail "sft $*: $(cat sft.log)"; }
-train --model arch --out tiny --method full --init random
 train --model wide --out widened --method full --init random
 train --model tiny --out adapter -o lora.r=2
-rm -f tiny/prompt.json adapter/prompt.json # they know any prompt
+rm -f adapter/prompt.json
 python3 - <<'P'
 import json
 rows = [{"id_original": f"{i:04d}", "caption": f"Part {i}.", "output": "DATA;"} for i in range(12)]
@@ -135,6 +121,15 @@ cp -r adapter told; echo '{"template": "retrieval"}' > told/prompt.json
 expect 2 "give --rag" "$BIN/generate" --model tiny --adapter told --caption "A part." --out no --db none -q
 echo '{"template": "haiku"}' > told/prompt.json
 expect 3 "template 'haiku' is not known" "$BIN/generate" --model tiny --adapter told --caption "A part." --out no --db none -q
+
+# ---- an adapter beside the weights says what it says merged
+train --model tiny --out strong -o lora.r=4 -o lr=3e-2 --max-steps 12; rm -f strong/prompt.json
+for how in "none" "merged --adapter strong" "beside --adapter strong --unmerged"; do
+    set -- $how
+    "$BIN/generate" --model tiny --captions captions.json --no-retrieval --out "w-$1" --limit 4 --max-new-tokens 120 --db none -q ${2:+"${@:2}"} > /dev/null 2> err.txt || fail "$how: $?"
+done
+diff -r w-merged w-beside > /dev/null || fail "an adapter says something else when it is not merged"
+! diff -r w-none w-beside > /dev/null || fail "the adapter changes nothing"
 
 # ---- bad input: one line, the documented code, nothing written
 g=("$BIN/generate" --model tiny --out no --db none -q)

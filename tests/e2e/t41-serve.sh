@@ -4,23 +4,8 @@
 set -u
 BIN=${BIN:-build/bin}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-case $BIN in /*) ;; *) BIN=$PWD/$BIN ;; esac
-[ -x "$BIN/serve" ] || { echo "SKIP: serve is not built (no libtorch, or no libmicrohttpd)"; exit 77; }
-dir=$(mktemp -d); pid=
-trap '[ -z "$pid" ] || kill -9 $pid 2> /dev/null; rm -rf "$dir"' EXIT
-fail() { echo "FAIL: $*"; [ ! -s err.txt ] || tail -n 5 err.txt; exit 1; }
-expect() {
-    local code=$1 text=$2; shift 2
-    timeout 60 "$@" > out.txt 2> err.txt; local rc=$?
-    [ $rc = "$code" ] || fail "exit $rc, $code is due: $* ($(cat err.txt))"
-    grep -qF -- "$text" err.txt || fail "no '$text' from $*: $(cat err.txt)"
-    [ "$(wc -l < err.txt)" = 1 ] || fail "more than one line from $*: $(cat err.txt)"
-}
-cd "$dir" || exit 1
-python3 "$root/tests/e2e/tiny_model.py" "$root" . || fail "python3 is needed"
-"$BIN/tokenizer-train" "$root/datasets/sample" --out arch --vocab-size 600 --db none -q > /dev/null || fail "tokenizer-train"
-"$BIN/sft" --model arch --data data --out tiny --method full --init random --max-steps 1 -o lr=1e-5 --batch-size 1 --accumulation 1 --db none -q || fail "sft: $?"
-rm -f tiny/prompt.json # knows any prompt
+needs="serve sft"
+. "$root/tests/e2e/with_tiny_model.sh"
 
 # up ARGUMENTS: starts it and waits for its address
 up() {

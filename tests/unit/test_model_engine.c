@@ -158,14 +158,14 @@ static void logits_equal_the_models(void **state)
     }
 }
 
-/* 200 greedy tokens of float32 are Transformers', with PEFT's adapter and without, for prompts alone and several at once, with
+/* 200 greedy tokens of float32 are Transformers', with PEFT's adapter (merged, and beside the weights) and without, for prompts alone and several at once, with
  * drafts and without (tests/golden/torch/make_generate.py). */
 static void greedy_decoding_equals_transformers(void **state)
 {
     enum { PROMPTS = 4, LONG = 200 };
     (void)state;
     for (size_t c = 0; c < ARRAY_LEN(cases); c++)
-        for (int lora = 0; lora < 2; lora++)
+        for (int lora = 0; lora < 3; lora++)
             for (int way = 0; way < 2; way++) { /* the CPU's own, and ATen's */
                 char path[256], key[32];
                 struct model *m;
@@ -176,7 +176,9 @@ static void greedy_decoding_equals_transformers(void **state)
                 snprintf(path, sizeof path, GOLDEN "%s/adapter", cases[c]);
                 if (lora) {
                     assert_int_equal(lora_load(m, path, false, NULL), 0);
-                    assert_int_equal(lora_merge(m), 0);
+                    assert_true(model_rank(m) > 0);
+                    assert_int_equal(lora == 1 ? lora_merge(m) : 0, 0);
+                    assert_true((model_rank(m) > 0) == (lora == 2));
                 }
                 snprintf(path, sizeof path, GOLDEN "%s/generate.safetensors", cases[c]);
                 assert_int_equal(st_open(path, &st), 0);
@@ -205,6 +207,59 @@ static void greedy_decoding_equals_transformers(void **state)
                 engine_free(e);
                 model_free(m);
             }
+}
+
+/* Logits with the adapter beside the weights are those with it merged, but for rounding; 8-bit weights and it are refused. */
+static void an_adapter_may_stay_beside_the_weights(void **state)
+{
+    (void)state;
+    for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+        enum { N = 6 };
+        float *y[2];
+        int64_t vocab = 0;
+        for (int merged = 0; merged < 2; merged++) {
+            char path[256];
+            int32_t ids[2 * S];
+            struct model *m;
+            struct engine *e;
+            if (merged) {
+                open_model(cases[c], TH_F32, &m, ids);
+            } else {
+                struct model *other;
+                open_model(cases[c], TH_F32, &other, ids);
+                model_free(other);
+                snprintf(path, sizeof path, GOLDEN "%s", cases[c]);
+                assert_int_equal(model_load(path, TH_F32, device, &m), 0);
+                snprintf(path, sizeof path, GOLDEN "%s/adapter", cases[c]);
+                assert_int_equal(lora_load(m, path, false, NULL), 0);
+                assert_int_equal(engine_new(m, &(struct engine_options){.fp8 = true}, &e), ERR_USAGE);
+            }
+            vocab = m->cfg.vocab;
+            y[merged] = xmalloc((size_t)(N * vocab) * sizeof **y);
+            e = open_engine(m, (struct engine_options){.max_batch = 1, .threads = 3});
+            struct engine_way *w = engine_way_of(e);
+            struct engine_column col[N];
+            assert_int_equal(w->reserve(w, 0, S), 1);
+            assert_int_equal(w->prefill(w, 0, ids, 10), 0);
+            int64_t at_once = w->max_a_place < N ? 1 : N;
+            for (int i = 0; i < N; i++)
+                col[i] = (struct engine_column){0, ids[10 + i], 10 + i};
+            for (int i = 0; i < N; i += (int)at_once) {
+                assert_int_equal(w->step(w, col + i, at_once, true), 0);
+                for (int64_t k = 0; k < at_once; k++)
+                    assert_int_equal(w->logits(w, k, y[merged] + (i + k) * vocab), 0);
+            }
+            engine_free(e);
+            model_free(m);
+        }
+        double off = rms(y[0], y[1], N * vocab), all = 0;
+        for (int64_t i = 0; i < N * vocab; i++)
+            all += (double)y[1][i] * y[1][i];
+        if (!(off < 1e-5 * sqrt(all / (double)(N * vocab))))
+            fail_msg("%s: %g apart", cases[c], off);
+        free(y[0]);
+        free(y[1]);
+    }
 }
 
 /* Sequences of different lengths alone, together, in a batch with fewer places, with drafts: the same tokens. */
@@ -429,6 +484,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_the_models),
         cmocka_unit_test(greedy_decoding_equals_transformers),
+        cmocka_unit_test(an_adapter_may_stay_beside_the_weights),
         cmocka_unit_test(batches_and_drafts_change_nothing),
         cmocka_unit_test(sampling_and_masks_do_not_depend_on_the_batch),
         cmocka_unit_test(devices_choose_alike),
