@@ -15,12 +15,17 @@ $(B)/tests/bench-draft: $(O)/tests/bench/bench_draft.o $(O)/model/draft.o $(B)/l
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(BASE_LIBS)
 -include $(O)/tests/bench/bench_draft.d
 
+.PHONY: draft-records
+draft-records: all
+	@ENCODER='$(ENCODER)' GOLDEN='$(SHARED)/golden' scripts/draft-records.sh $(B) $(B)/draft $(DRAFT_TOKENIZER)
 bench-draft: all $(B)/tests/bench-draft
-	@test -e $(B)/draft/synth.json || ENCODER='$(ENCODER)' GOLDEN='$(SHARED)/golden' scripts/draft-records.sh $(B) $(B)/draft $(DRAFT_TOKENIZER)
+	@test -e $(B)/draft/synth.json || $(MAKE) --no-print-directory draft-records
 	@for k in 7 15 31; do echo "at most $$k tokens guessed"; \
 	  $(B)/tests/bench-draft $(DRAFT_TOKENIZER) -k $$k $$(ls $(B)/draft/golden*.json 2> /dev/null) $(B)/draft/synth.json; \
 	  $(B)/tests/bench-draft models/demo -k $$k $(B)/draft/compact.json --experience $(B)/draft/compact.json; done
 
-# PAIRS= pair records and TOKENIZER= a tokenizer's folder: what drafts bring, too.
+# Beside Transformers, with adapter, grammar and draft rows: a table.  The records are made here if they are not there (DRAFT_RECORDS= a folder of them).
+DRAFT_RECORDS ?= $(B)/draft
 bench-generate: $(B)/tests/bench-decode $(KERNELS)
-	@PYTHON=$(PYTHON) scripts/bench-generate.sh $(B) $(PAIRS) $(TOKENIZER)
+	@test -e $(DRAFT_RECORDS)/synth.json || $(MAKE) --no-print-directory draft-records
+	@PYTHON=$(PYTHON) scripts/bench-generate.sh $(B) $(DRAFT_RECORDS) $(DRAFT_TOKENIZER)

@@ -24,11 +24,6 @@ struct seq {
     struct seq *next;        /* waiting */
 };
 
-/* What passes take: least squares over the last few hundred, older ones with less weight. */
-struct timing {
-    double w, n, t, nn, nt;
-};
-
 struct engine {
     struct model *m;
     const struct tok *tok;
@@ -42,7 +37,7 @@ struct engine {
     int32_t *chosen;
     uint32_t *mask;
     struct draft *experience; /* of the sequence that ended last: the next one's draft goes on from it */
-    struct timing timing;
+    struct engine_timing timing;
     struct draft_cost cost;
 };
 
@@ -101,6 +96,20 @@ int32_t engine_pick(const float *v, int64_t vocab, const struct engine_choice *c
         }
     }
     return (int32_t)best;
+}
+
+void engine_learn_cost(struct engine_timing *k, int64_t n, double t, struct draft_cost *cost)
+{
+    if (k->w > 8 && t > 4 * k->t / k->w) /* something else ran */
+        return;
+    double keep = 0.99, x = (double)n;
+    *k = (struct engine_timing){keep * k->w + 1, keep * k->n + x, keep * k->t + t, keep * k->nn + x * x, keep * k->nt + x * t};
+    double spread = k->w * k->nn - k->n * k->n, mean = k->t / k->w;
+    if (k->w < 16 || spread < k->w * k->w) /* too little to tell */
+        return;
+    double column = (k->w * k->nt - k->n * k->t) / spread, most = mean * k->w / k->n;
+    column = column > 0.001 * mean ? column < most ? column : most : 0.001 * mean;
+    *cost = (struct draft_cost){.pass = mean - column * k->n / k->w, .column = column};
 }
 
 /* ---- sequences ---- */
@@ -299,22 +308,6 @@ static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
     return ERR_OK;
 }
 
-/* A pass over n columns took t seconds: what the next ones will cost. */
-static void learn_cost(struct engine *e, int64_t n, double t)
-{
-    struct timing *k = &e->timing;
-    if (k->w > 8 && t > 4 * k->t / k->w) /* something else ran */
-        return;
-    double keep = 0.99, x = (double)n;
-    *k = (struct timing){keep * k->w + 1, keep * k->n + x, keep * k->t + t, keep * k->nn + x * x, keep * k->nt + x * t};
-    double spread = k->w * k->nn - k->n * k->n, mean = k->t / k->w;
-    if (k->w < 16 || spread < k->w * k->w) /* too little to tell */
-        return;
-    double column = (k->w * k->nt - k->n * k->t) / spread, most = mean * k->w / k->n;
-    column = column > 0.001 * mean ? column < most ? column : most : 0.001 * mean;
-    e->cost = (struct draft_cost){.pass = mean - column * k->n / k->w, .column = column};
-}
-
 static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
 {
     int64_t n = 0, from[MAX_GROUP + 1];
@@ -332,7 +325,7 @@ static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
     int rc = e->way.step(&e->way, e->col, n, logits);
     if (rc == ERR_OK)
         rc = e->way.choose(&e->way, 0, n, e->choice, e->chosen);
-    learn_cost(e, n, now_s() - t);
+    engine_learn_cost(&e->timing, n, now_s() - t, &e->cost);
     for (int64_t i = 0; i < n_seqs && rc == ERR_OK; i++)
         rc = take(e, v[i], from[i], from[i + 1] - from[i]);
     return rc;

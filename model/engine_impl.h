@@ -6,6 +6,7 @@
 #ifndef MODEL_ENGINE_IMPL_H
 #define MODEL_ENGINE_IMPL_H
 
+#include "model/draft.h"
 #include "model/engine.h"
 
 struct engine_column {
@@ -48,6 +49,13 @@ int engine_aten(struct model *m, const struct engine_options *o, struct engine_w
 
 /* The choice on the CPU. */
 int32_t engine_pick(const float *logits, int64_t vocab, const struct engine_choice *c, uint32_t *scratch);
+
+/* What passes take: least squares over the last few hundred, older ones with less weight.  A pass over n columns took t seconds;
+ * *cost is what the next ones will, as soon as that can be told. */
+struct engine_timing {
+    double w, n, t, nn, nt;
+};
+void engine_learn_cost(struct engine_timing *k, int64_t n, double t, struct draft_cost *cost);
 
 struct engine_way *engine_way_of(struct engine *e); /* tests, benchmarks */
 

@@ -1,15 +1,19 @@
 /* How fast the engine decodes, and how near its logits are to float32's: a folder's weights, or random ones by its config.
  *
- *     bench-decode MODEL_DIR [--device D] [--threads N] [--fp8] [--plain] [--many] MODE...
+ *     bench-decode MODEL_DIR [--device D] [--threads N] [--fp8] [--plain] [--many] [--lora merged|unmerged] MODE...
  *         check           logits of bfloat16, ours and ATen's, against float32, teacher-forced
  *         one[:N]         batch 1, prompt 512, N new tokens
  *         batch[:B:N]     B prompts of 512 at once, N new tokens each
  *         columns         the step alone, by columns and by context
  *         trace[:N:C]     where the step's time goes, N columns at C tokens
  *         first[:N]       time to the first token after a prompt of N tokens
- *         draft:PAIRS:TOKENIZER[:K]
- *                         drafting K tokens a step on pair records: the true file's tokens stand in for the model's choices
+ *         draft:PAIRS:TOKENIZER[:K[:SECONDS]]
+ *                         drafting at most K tokens a step on pair records: the true file's tokens stand in for the model's choices
  *                         (so they decide what the draft gets right), every forward pass and choice is really run
+ *         grammar:PAIRS:TOKENIZER[:B[:N]]
+ *                         N tokens of B sequences without the grammar, with it asked about a true file's tokens, and with it changing
+ *                         what random weights say
+ *     --lora merged|unmerged: with a random adapter (r 16, all projections)
  */
 #include <math.h>
 #include <stdio.h>
@@ -20,6 +24,7 @@
 #include "kernels/decode.h"
 #include "lib/err.h"
 #include "lib/files.h"
+#include "lib/grammar.h"
 #include "lib/log.h"
 #include "lib/mem.h"
 #include "lib/pairs.h"
@@ -290,7 +295,8 @@ static void check(const char *dir)
     free(ids);
 }
 
-static void draft(const char *pairs, const char *tokenizer, int64_t k)
+/* Drafts of at most k tokens on the records of a file, for so many seconds. */
+static void draft(const char *pairs, const char *tokenizer, int64_t k, double limit)
 {
     struct tok *t;
     struct pairs *r;
@@ -298,38 +304,57 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k)
     struct tok_ids prompt = {0};
     struct engine *e = m ? open_engine(1, 32768, false) : NULL;
     struct engine_way *w = e ? engine_way_of(e) : NULL;
-    int64_t tokens = 0, steps = 0, files = 0, guessed = 0;
-    double seconds = 0;
+    struct engine_timing timing = {0};
+    struct draft_cost cost = {.pass = 1, .column = 0.02};
+    int64_t tokens = 0, steps = 0, files = 0, guessed = 0, context = 0;
+    double seconds = 0, drafting = 0, prompts = 0;
     int rc;
     if (tok_load(tokenizer, &t) < 0 || pairs_open(pairs, &r) < 0)
         die("records");
-    while ((rc = pairs_next(r, &p)) > 0) {
-        struct engine_column col[32];
-        struct engine_choice choice[32] = {0};
-        int32_t out[32], guess[32];
+    k = k < 63 ? k : 63;
+    struct engine_info info = {.max_tokens = 32768};
+    if (w) {
+        engine_info(e, &info);
+        k = k < w->max_a_place - 1 ? k : w->max_a_place - 1;
+    }
+    while ((rc = pairs_next(r, &p)) > 0 && (limit <= 0 || seconds < limit)) {
+        struct engine_column col[64];
+        struct engine_choice choice[64] = {0};
+        int32_t out[64], guess[64];
         size_t start, at;
         prompt.n = 0;
         if (prompt_encode_training(t, p.caption, p.retrieved, p.output, &prompt, &start) < 0)
             die("tokens");
-        if (prompt.n > 32000)
+        if ((int64_t)prompt.n + 64 > info.max_tokens)
             continue;
-        struct draft *d = draft_new(t, NULL);
+        double t0 = now_s();
+        struct draft *d = draft_new(t, NULL); /* each record by itself */
         for (size_t i = 0; i < start; i++)
             draft_add(d, prompt.v[i]);
-        if (w && (w->reserve(w, 0, (int64_t)prompt.n + 32) != 1 || w->prefill(w, 0, prompt.v, start - 1) < 0))
+        drafting += now_s() - t0;
+        if (w && (w->reserve(w, 0, (int64_t)prompt.n + 64) != 1 || w->prefill(w, 0, prompt.v, start - 1) < 0))
             die("prefill");
-        double t0 = now_s();
+        prompts += now_s() - t0;
+        t0 = now_s();
         for (at = start; at < prompt.n; steps++) {
-            int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k, NULL);
+            double t1 = now_s();
+            int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k, &cost);
+            drafting += now_s() - t1;
             guessed += n - 1;
+            context += (int64_t)at;
             for (int64_t i = 0; i < n; i++)
                 col[i] = (struct engine_column){0, i ? guess[i - 1] : prompt.v[at - 1], (int32_t)((int64_t)at - 1 + i)};
+            t1 = now_s();
             if (w && (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0))
                 die("step");
+            if (w)
+                engine_learn_cost(&timing, n, now_s() - t1, &cost);
             int64_t i = 0;
+            t1 = now_s();
             do
                 draft_add(d, prompt.v[at]);
             while (++at < prompt.n && ++i < n && guess[i - 1] == prompt.v[at - 1]);
+            drafting += now_s() - t1;
         }
         seconds += now_s() - t0;
         tokens += (int64_t)(prompt.n - start);
@@ -340,14 +365,130 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k)
     }
     if (rc < 0)
         die("records");
-    printf("%s drafts of %lld on %lld records: %lld tokens in %lld steps, %.2f a step (%.2f guessed), %.0f tokens/s\n", w ? w->name : "no model",
-           (long long)k, (long long)files, (long long)tokens, (long long)steps, (double)tokens / (double)steps, (double)guessed / (double)steps,
-           (double)tokens / seconds);
+    double n = (double)(steps ? steps : 1);
+    printf("%s%s drafts of %lld on %lld records (%.0f s, context %.0f): %lld tokens in %lld steps, %.2f a step (%.2f guessed), %.3f ms a step (%.3f + %.4f n), %.0f tokens/s; "
+           "%.0f with the prompts; drafting %.1f us a step, prompts included\n", w ? w->name : "no model", fp8 ? " fp8" : "", (long long)k, (long long)files, seconds,
+           (double)context / n, (long long)tokens, (long long)steps, (double)tokens / n, (double)guessed / n, seconds * 1e3 / n, cost.pass * 1e3, cost.column * 1e3,
+           (double)tokens / seconds, (double)tokens / (seconds + prompts), drafting * 1e6 / n);
     fflush(stdout);
     pairs_close(r);
     tok_ids_release(&prompt);
     tok_free(t);
     engine_free(e);
+}
+
+/* ---- what the grammar costs: the true part's tokens stand in for the model's choices when it is asked ---- */
+
+struct stand_in {
+    struct token_mask real;
+    const int32_t *ids;
+    size_t n, at;
+    int64_t refused;
+};
+
+static bool stand_in_allows(void *ctx, int32_t id, int64_t left)
+{
+    struct stand_in *s = ctx;
+    (void)id;
+    s->refused += s->at < s->n && !s->real.allows(s->real.ctx, s->ids[s->at], left + 1000000); /* the true part goes on */
+    return true;
+}
+
+static void stand_in_fill(void *ctx, int64_t left, uint32_t *bits)
+{
+    struct stand_in *s = ctx;
+    s->real.fill(s->real.ctx, left, bits);
+}
+
+static void stand_in_take(void *ctx, int32_t id)
+{
+    struct stand_in *s = ctx;
+    (void)id;
+    s->real.take(s->real.ctx, s->ids[s->at++]);
+}
+
+static bool stand_in_done(void *ctx)
+{
+    struct stand_in *s = ctx;
+    return s->at >= s->n;
+}
+
+static bool any_token(void *ctx, int32_t id)
+{
+    (void)ctx, (void)id;
+    return true;
+}
+
+static void note_end(void *ctx, const struct engine_result *r)
+{
+    *(struct engine_result *)ctx = *r;
+}
+
+/* batch sequences of a record's tokens, decoded plainly, with the grammar asked about the true ones, and with random weights' own choices. */
+static void grammar(const char *pairs, const char *tokenizer, int64_t batch, int64_t new)
+{
+    enum { OFF, RIGHT, WRONG, HOWS };
+    static const char *const how_name[HOWS] = {"off", "each token permitted", "random weights' own choices"};
+    struct tok *t;
+    struct pairs *r;
+    struct pair p;
+    struct grammar *g;
+    struct tok_ids ids = {0};
+    size_t start = 0;
+    int rc = 0;
+    if (tok_load(tokenizer, &t) < 0 || pairs_open(pairs, &r) < 0 || grammar_new(t, &(struct grammar_opts){0}, &g) < 0)
+        die("records");
+    do {
+        ids.n = 0;
+        if ((rc = pairs_next(r, &p)) <= 0 || prompt_encode_training(t, p.caption, p.retrieved, p.output, &ids, &start) < 0)
+            die("a record that is long enough");
+    } while ((int64_t)(ids.n - start) < new || ids.n > 16384);
+    struct engine *e = open_engine(batch, (int64_t)start + new + 8, false);
+    double rate[HOWS];
+    for (int how = 0; how < HOWS; how++)
+        for (int rep = 0; rep < 2; rep++) { /* the first warms up */
+            struct stand_in *s = xcalloc((size_t)batch, sizeof *s);
+            struct engine_result *end = xcalloc((size_t)batch, sizeof *end);
+            struct token_mask *mask = xcalloc((size_t)batch, sizeof *mask);
+            struct grammar_state **state = xcalloc((size_t)batch, sizeof *state);
+            int64_t changed = 0, tokens = 0, refused = 0;
+            double decode = 0;
+            for (int64_t b = 0; b < batch; b++) {
+                if (grammar_state_new(g, how == RIGHT ? (int64_t)(ids.n - start) + 1000 : new, &state[b]) < 0)
+                    die("grammar");
+                grammar_token_mask(state[b], &s[b].real);
+                s[b].ids = ids.v + start;
+                s[b].n = (size_t)new;
+                mask[b] = how == WRONG ? s[b].real : (struct token_mask){.ctx = &s[b], .n_words = s[b].real.n_words, .allows = stand_in_allows,
+                                                                         .fill = stand_in_fill, .take = stand_in_take, .done = stand_in_done};
+                if (engine_submit(e, &(struct engine_request){.prompt = ids.v, .n_prompt = start, .max_new = rep ? new : 20, .mask = how ? &mask[b] : NULL,
+                                                              .token = any_token, .done = note_end, .ctx = &end[b]}, NULL) < 0)
+                    die("submit");
+            }
+            while ((rc = engine_step(e)) > 0)
+                ;
+            if (rc < 0)
+                die("step");
+            for (int64_t b = 0; b < batch; b++) {
+                changed += end[b].changed;
+                tokens += end[b].tokens;
+                refused += s[b].refused;
+                decode = end[b].decode_s > decode ? end[b].decode_s : decode;
+                grammar_state_free(state[b]);
+            }
+            rate[how] = (double)tokens / decode;
+            if (rep)
+                printf("%s grammar, batch %lld, %lld new each, %s: %.0f tokens/s (%+.1f %% time), %lld of %lld tokens changed, %lld refused\n",
+                       engine_way_of(e)->name, (long long)batch, (long long)new, how_name[how], rate[how], 100 * (rate[OFF] / rate[how] - 1),
+                       (long long)changed, (long long)tokens, (long long)refused);
+            fflush(stdout);
+            free(s), free(end), free(mask), free(state);
+        }
+    engine_free(e);
+    grammar_free(g);
+    pairs_close(r);
+    tok_ids_release(&ids);
+    tok_free(t);
 }
 
 static int64_t part(const char *arg, int i, int64_t otherwise)
@@ -360,7 +501,7 @@ static int64_t part(const char *arg, int i, int64_t otherwise)
 int main(int argc, char **argv)
 {
     enum th_device device;
-    const char *name = "auto", *dir = argc > 1 ? argv[1] : NULL;
+    const char *name = "auto", *lora = NULL, *dir = argc > 1 ? argv[1] : NULL;
     int i = 2;
     for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
         fp8 |= !strcmp(argv[i], "--fp8");
@@ -370,9 +511,11 @@ int main(int argc, char **argv)
             threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--device") && i + 1 < argc)
             name = argv[++i];
+        else if (!strcmp(argv[i], "--lora") && i + 1 < argc)
+            lora = argv[++i];
     }
     if (!dir || i >= argc)
-        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--threads N] [--fp8] [--plain] [--many] MODE...\n"), 2;
+        return fprintf(stderr, "usage: bench-decode CONFIG_DIR|none [--device D] [--threads N] [--fp8] [--plain] [--many] [--lora merged|unmerged] MODE...\n"), 2;
     if (strcmp(dir, "none")) {
         if (th_device_open(name, &device) < 0)
             die("device");
@@ -392,6 +535,19 @@ int main(int argc, char **argv)
                 die("rounding");
             th_scope_end(scope);
         }
+        if (lora) {
+            struct lora_config c = {.r = 16, .alpha = 16};
+            for (int t = 0; t < LORA_TARGETS; t++)
+                c.target[t] = true;
+            if (lora_attach(m, &c, 1) < 0)
+                die("adapter");
+            for (size_t k = 0; k < m->n_params; k++) /* B is zero */
+                if (strstr(m->params[k]->name, "lora_B"))
+                    th_normal_(m->params[k]->w, 0, 0.02);
+            if (!strcmp(lora, "merged") && lora_merge(m) < 0)
+                die("merging");
+            printf("adapter: %s; ", lora);
+        }
         if (fp8 && engine_round_fp8(m) < 0)
             die("rounding");
         th_sync(device);
@@ -410,15 +566,18 @@ int main(int argc, char **argv)
             trace(part(argv[i], 1, 1), (int)part(argv[i], 2, 600));
         else if (!strncmp(argv[i], "first", 5))
             first_token(part(argv[i], 1, 8192));
-        else if (!strncmp(argv[i], "draft:", 6)) {
-            char *pairs = xstrdup(argv[i] + 6), *tokenizer = strchr(pairs, ':'), *k;
-            if (!tokenizer)
-                return fprintf(stderr, "draft:PAIRS:TOKENIZER is due\n"), 2;
-            *tokenizer++ = 0;
-            if ((k = strchr(tokenizer, ':')))
-                *k++ = 0;
-            draft(pairs, tokenizer, k ? atoll(k) : 7);
-            free(pairs);
+        else if (!strncmp(argv[i], "draft:", 6) || !strncmp(argv[i], "grammar:", 8)) {
+            char *save, *arg = xstrdup(argv[i]), *v[5] = {NULL};
+            size_t n = 0;
+            for (char *k = strtok_r(arg, ":", &save); k && n < 5; k = strtok_r(NULL, ":", &save))
+                v[n++] = k;
+            if (n < 3)
+                return fprintf(stderr, "%s: PAIRS:TOKENIZER is due\n", v[0]), 2;
+            if (*v[0] == 'd')
+                draft(v[1], v[2], v[3] ? atoll(v[3]) : 31, v[4] ? atof(v[4]) : 0);
+            else
+                grammar(v[1], v[2], v[3] ? atoll(v[3]) : 1, v[4] ? atoll(v[4]) : 500);
+            free(arg);
         } else
             return fprintf(stderr, "%s: no such mode\n", argv[i]), 2;
     }
