@@ -94,57 +94,31 @@ __device__ __forceinline__ float largest(const float *v, float top)
     return top;
 }
 
-__device__ __forceinline__ float warp_max(float v)
-{
-#pragma unroll
-    for (int o = 16; o; o >>= 1)
-        v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
-    return v;
-}
-
-__device__ __forceinline__ float warp_sum(float v)
-{
-#pragma unroll
-    for (int o = 16; o; o >>= 1)
-        v += __shfl_xor_sync(~0u, v, o);
-    return v;
-}
-
 // ---- norms: a row is worked by blockDim.x threads (whole warps), a block has blockDim.y rows ----
 
-// Sum over the threads of a row; shared [8] is for the block's 8 warps.
-__device__ __forceinline__ float row_sum(float v, float *shared)
-{
-    v = warp_sum(v);
-    int warps = blockDim.x / 32;
-    if (warps == 1)
-        return v;
-    int first = threadIdx.y * warps;
-    __syncthreads();
-    if (threadIdx.x % 32 == 0)
-        shared[first + threadIdx.x / 32] = v;
-    __syncthreads();
-    v = 0;
-    for (int i = 0; i < warps; i++)
-        v += shared[first + i];
-    return v;
-}
+struct sum_of {
+    __device__ static float two(float a, float b) { return a + b; }
+};
+struct max_of {
+    __device__ static float two(float a, float b) { return fmaxf(a, b); }
+};
 
-// Likewise their largest.
-__device__ __forceinline__ float row_max(float v, float *shared)
+// Over the threads of a row, which all get it; shared: a float for each warp of the block.
+template <class Op> __device__ __forceinline__ float over_row(float v, float *shared)
 {
-    v = warp_max(v);
-    int warps = blockDim.x / 32;
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v = Op::two(v, __shfl_xor_sync(~0u, v, o));
+    int warps = blockDim.x / 32, first = threadIdx.y * warps;
     if (warps == 1)
         return v;
-    int first = threadIdx.y * warps;
     __syncthreads();
     if (threadIdx.x % 32 == 0)
         shared[first + threadIdx.x / 32] = v;
     __syncthreads();
-    v = 0;
-    for (int i = 0; i < warps; i++)
-        v = fmaxf(v, shared[first + i]);
+    v = shared[first];
+    for (int i = 1; i < warps; i++)
+        v = Op::two(v, shared[first + i]);
     return v;
 }
 
@@ -176,7 +150,7 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
             for (int i = 0; i < 8; i++)
                 s += v[c][i] * v[c][i];
         }
-        float r = rsqrtf(row_sum(s, shared) / d + eps);
+        float r = rsqrtf(over_row<sum_of>(s, shared) / d + eps);
         if (on && threadIdx.x == 0)
             rstd[row] = r;
 #pragma unroll
@@ -198,7 +172,7 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
         for (int c = 0; c < C; c++)
             if (on && (c * blockDim.x + threadIdx.x) * 8 < d)
                 top = largest(v[c], top);
-        top = row_max(top, shared);
+        top = over_row<max_of>(top, shared);
         float inverse = top > 0 ? 448 / top : 0;
         if (on && threadIdx.x == 0)
             qs[row] = top / 448;
@@ -211,22 +185,41 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
     }
 }
 
-// A block a row; the second reading comes from the cache.
-template <typename T> __global__ void __launch_bounds__(256) quantize_rows(int cols, const T *x, int64_t ld, uint8_t *q, float *qs)
+// 8 values as they lie in memory
+template <typename T> struct eight {
+    uint4 part[sizeof(T) / 2];
+};
+
+// A block a row, which its threads keep in registers, C times 8 values each.
+template <typename T, int C> __global__ void __launch_bounds__(1024) quantize_rows(int cols, const T *x, int64_t ld, uint8_t *q, float *qs)
 {
-    __shared__ float shared[8];
+    __shared__ float shared[32];
     int64_t row = blockIdx.x;
+    eight<T> kept[C];
     float v[8], top = 0;
-    for (int j = threadIdx.x * 8; j < cols; j += 256 * 8) {
-        load<8>(x + row * ld + j, v);
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * blockDim.x + threadIdx.x) * 8;
+        if (j < cols)
+            kept[c] = *(const eight<T> *)(x + row * ld + j);
+    }
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        if ((c * blockDim.x + threadIdx.x) * 8 >= cols)
+            continue;
+        load<8>((const T *)&kept[c], v);
         top = largest(v, top);
     }
-    top = row_max(top, shared);
+    top = over_row<max_of>(top, shared);
     float inverse = top > 0 ? 448 / top : 0;
     if (threadIdx.x == 0)
         qs[row] = top / 448;
-    for (int j = threadIdx.x * 8; j < cols; j += 256 * 8) {
-        load<8>(x + row * ld + j, v);
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * blockDim.x + threadIdx.x) * 8;
+        if (j >= cols)
+            continue;
+        load<8>((const T *)&kept[c], v);
         store_q(q + row * cols + j, v, inverse);
     }
 }
@@ -259,7 +252,7 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
                 s += g[c][i] * n[c][i];
             }
         }
-        float mean = row_sum(s, shared) / d;
+        float mean = over_row<sum_of>(s, shared) / d;
 #pragma unroll
         for (int c = 0; c < C; c++) {
             int j = (c * blockDim.x + threadIdx.x) * 8;
@@ -418,7 +411,7 @@ __global__ void __launch_bounds__(512) swiglu_q(int f, const T *gu, T *act, int6
         store<8>(act + row * ld + j, a[c]);
         top = largest(a[c], top);
     }
-    top = row_max(top, shared);
+    top = over_row<max_of>(top, shared);
     float inverse = top > 0 ? 448 / top : 0;
     if (threadIdx.x == 0)
         qs[row] = top / 448;
@@ -458,7 +451,7 @@ __global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_ac
             store<8>(act + row * ld + j, a);
         top = largest(g[c], largest(u[c], top));
     }
-    top = row_max(top, shared);
+    top = over_row<max_of>(top, shared);
     float inverse = top > 0 ? 448 / top : 0;
     if (threadIdx.x == 0)
         qs[row] = top / 448;
@@ -469,6 +462,100 @@ __global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_ac
             continue;
         store_q(q + row * 2 * f + j, g[c], inverse);
         store_q(q + row * 2 * f + f + j, u[c], inverse);
+    }
+}
+
+// With adapters, whose rank is the inner dimension of one matrix instruction (m16n8k16).  A warp keeps the adapters' parts of its 32
+// columns in registers and goes down 128 rows, 16 at a time.  The eight columns of each of the four products a tile are chosen so that a
+// thread's results are eight columns side by side.
+__device__ __forceinline__ void mma(float *c, float *d, const uint32_t *a, const uint32_t *b) // c, d: two columns of the upper and lower row
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(d[0]), "+f"(d[1])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The rows upper and upper + 8 of a matrix of 16 columns, as the instruction's left operand.
+__device__ __forceinline__ void left(uint32_t *a, const bf16 *x, int64_t ld, int64_t upper, int64_t rows, int t)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int64_t row = upper + 8 * h;
+        a[h] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t) : 0;
+        a[h + 2] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t + 8) : 0;
+    }
+}
+
+template <bool BACK>
+__global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, bf16 *gu, const bf16 *d_act, tk_adapters p, bf16 *act, int64_t ld)
+{
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    if (col >= f)
+        return;
+    const bf16 *pb = (const bf16 *)p.b, *pa = (const bf16 *)p.a, *pu = (const bf16 *)p.u;
+    uint32_t bg[4][2], bu[4][2], ba[BACK ? 4 : 1][2];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int k = 2 * t + 8 * h;
+            bg[j][h] = *(const uint32_t *)(pb + n * p.ld_b + k);
+            bu[j][h] = *(const uint32_t *)(pb + (f + n) * p.ld_b + 16 + k);
+            if (BACK) {
+                __nv_bfloat162 pair = __halves2bfloat162(pa[k * p.ld_a + n], pa[(k + 1) * p.ld_a + n]);
+                ba[BACK ? j : 0][h] = *(uint32_t *)&pair;
+            }
+        }
+    }
+    for (int64_t at = (int64_t)blockIdx.y * 128; at < rows && at < (int64_t)(blockIdx.y + 1) * 128; at += 16) {
+        uint32_t ug[4], uu[4], ud[4];
+        float gate[2][8] = {}, up[2][8] = {}, d[2][8] = {};
+        left(ug, pu, p.ld_u, at + g, rows, t);
+        left(uu, pu + 16, p.ld_u, at + g, rows, t);
+        if (BACK)
+            left(ud, (const bf16 *)p.du, p.ld_du, at + g, rows, t);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int64_t row = at + g + 8 * h;
+            if (row >= rows)
+                continue;
+            load<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
+            load<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
+            if (BACK)
+                load<8>(d_act + row * f + col + 8 * t, d[h]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
+            mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
+            if (BACK)
+                mma(d[0] + 2 * j, d[1] + 2 * j, ud, ba[BACK ? j : 0]);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int64_t row = at + g + 8 * h;
+            float a[8];
+            if (row >= rows)
+                continue;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float x = rounded<bf16>(gate[h][i]), u = rounded<bf16>(up[h][i]), s = 1 / (1 + __expf(-x)), silu = x * s;
+                a[i] = silu * u;
+                if (BACK) {
+                    float dd = rounded<bf16>(d[h][i]);
+                    gate[h][i] = dd * u * s * (1 + x * (1 - s));
+                    up[h][i] = dd * silu;
+                }
+            }
+            if (BACK) {
+                store<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
+                store<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
+            }
+            if (act)
+                store<8>(act + row * ld + col + 8 * t, a);
+        }
     }
 }
 
@@ -603,7 +690,17 @@ int k_rms_norm(const struct tk *k, int64_t rows, int64_t d, const void *x, const
 
 int k_quantize(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, float *qs)
 {
-    BOTH((quantize_rows<T><<<(int)rows, 256, 0, S>>>((int)cols, (const T *)x, ld, (uint8_t *)q, qs)));
+    int threads = cols <= 2048 ? 256 : cols <= 24576 ? 512 : 1024;
+#define QUANTIZE(C) BOTH((quantize_rows<T, C><<<(int)rows, threads, 0, S>>>((int)cols, (const T *)x, ld, (uint8_t *)q, qs)))
+    switch ((cols + threads * 8 - 1) / (threads * 8)) {
+    case 1: QUANTIZE(1);
+    case 2: QUANTIZE(2);
+    case 3: QUANTIZE(3);
+    case 4: QUANTIZE(4);
+    case 5: case 6: QUANTIZE(6);
+    case 7: case 8: QUANTIZE(8);
+    default: return (int)cudaErrorInvalidValue;
+    }
 }
 
 int k_rms_norm_backward(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x, const void *w,
@@ -667,6 +764,18 @@ int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, con
     BOTH((swiglu_back<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (T *)gu, (const T *)d_act, (T *)act, ld)));
 }
 
+int k_swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act, int64_t ld)
+{
+    dim3 grid((unsigned)blocks(f, 256), (unsigned)blocks(rows, 128));
+    if (k->type != TK_BF16 || f % 32)
+        return (int)cudaErrorInvalidValue;
+    if (d_act)
+        adapted<true><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, (const bf16 *)d_act, *p, (bf16 *)act, ld);
+    else
+        adapted<false><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, NULL, *p, (bf16 *)act, ld);
+    return launched();
+}
+
 int k_cross_entropy(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward, float scale,
                     float *loss)
 {
@@ -698,6 +807,6 @@ int k_copy(const struct tk *k, int64_t n, const struct tk_copy *items)
 extern "C" const struct train_kernels *train_kernels(void)
 {
     static const struct train_kernels t = {error_text, k_rms_norm, k_quantize, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
-                                           k_swiglu_backward, k_cross_entropy, k_embed_backward, k_copy};
+                                           k_swiglu_backward, k_swiglu_adapted, k_cross_entropy, k_embed_backward, k_copy};
     return &t;
 }

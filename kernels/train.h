@@ -25,6 +25,13 @@ struct tk {
     void *stream;               /* cudaStream_t; unused on the CPU */
 };
 
+/* Adapters of rank 16 beside gate, up and down, whose part of the products swiglu_adapted() adds as it goes. */
+struct tk_adapters {
+    const void *u, *b;          /* u [rows, 32] (ld_u), gate's 16 and up's; b [2 f, 32] (ld_b), the rows of gate use the first 16, those of up the others */
+    const void *du, *a;         /* backward: du [rows, 16] (ld_du), a [16, f] (ld_a), of down */
+    int64_t ld_u, ld_b, ld_du, ld_a;
+};
+
 /* dst [rows, cols] (ld) = scale * src [rows, cols], dense */
 struct tk_copy {
     const void *src;
@@ -62,6 +69,9 @@ struct train_kernels {
     /* gu becomes its gradient, which q and qs are of; act, unless NULL, what swiglu gave. */
     int (*swiglu_backward)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act,
                            void *q, float *qs);
+    /* The same two of gu + u b^T, d_act NULL: forward; else of d_act + du a, too.  bfloat16, f a multiple of 32 (on the GPU), nothing in 8 bits. */
+    int (*swiglu_adapted)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act,
+                          int64_t ld_act);
     /* loss [rows] = -log softmax(logits)[target];  with backward logits becomes scale (softmax - onehot(target)). */
     int (*cross_entropy)(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward,
                          float scale, float *loss);

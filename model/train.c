@@ -380,15 +380,15 @@ static int quantized(const struct pass *s, th_tensor *x, struct q8 *q)
                                                                       th_data(q->v), th_data(q->s)));
 }
 
-/* y = h W^T + bias, with the adapters; h [rows, k + e], whose last columns this fills, q its first k with fp8; y [rows, n]. */
-static int project(const struct group *g, th_tensor *h, struct q8 q, th_tensor *y)
+/* y = h W^T + bias, with the adapters' part unless `apart`; h [rows, k + e], whose last columns this fills, q its first k with fp8; y [rows, n]. */
+static int project(const struct group *g, th_tensor *h, struct q8 q, bool apart, th_tensor *y)
 {
     int rc = ERR_OK;
     if (g->e)
         TRY(th_addmm_(cols(h, g->k, g->e), cols(h, 0, g->k), g->a_t, 0, 1));
     if (q.v) {
         TRY(th_scaled_mm_(y, q.v, q.s, g->q, g->qs, g->bias));
-        return g->e && rc == ERR_OK ? th_addmm_(y, cols(h, g->k, g->e), g->sb_t, 1, 1) : rc;
+        return g->e && !apart && rc == ERR_OK ? th_addmm_(y, cols(h, g->k, g->e), g->sb_t, 1, 1) : rc;
     }
     TRY(g->bias ? th_addmm_bias_(y, h, g->fwd_t, g->bias) : th_addmm_(y, h, g->fwd_t, 0, 1));
     return rc;
@@ -448,8 +448,8 @@ static int input_gradient(const struct pass *s, const struct group *g, th_tensor
     return th_addmm_(*dx, dy, g->wide, 0, 1);
 }
 
-/* The same where dy [rows, n + e] has columns left for du, with the adapters' part: dx [rows, k], dense. */
-static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, th_tensor **dx, th_tensor **du)
+/* The same where dy [rows, n + e] has columns left for du, with the adapters' part unless `apart`: dx [rows, k], dense. */
+static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, bool apart, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
     th_tensor *own = cols(dy, 0, g->n);
@@ -462,7 +462,7 @@ static int input_gradient_inner(const struct pass *s, const struct group *g, th_
         return rc == ERR_OK ? th_addmm_(*dx, cols(dy, 0, g->n + g->e), g->tall, 0, 1) : rc;
     TRY(quantized(s, own, &q));
     TRY(th_scaled_mm_(*dx, q.v, q.s, g->qt, g->qts, NULL));
-    if (g->e)
+    if (g->e && !apart)
         TRY(th_addmm_(*dx, *du, g->a, 1, 1));
     return rc;
 }
@@ -528,7 +528,7 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     if (room > s->rows)
         TRY(th_fill_(rows_of(v->qkv, s->rows, room - s->rows), 0));
     th_tensor *own = rows_of(v->qkv, 0, s->rows);
-    TRY(project(qkv, v->h1, q1, own));
+    TRY(project(qkv, v->h1, q1, false, own));
     mark(s, "rope");
     HAVE(own);
     TRY(done(s, rc < 0 ? 0 : s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
@@ -566,6 +566,20 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     return rc;
 }
 
+/* With fp8: whether the activation's kernels add the adapters' parts of gate, up and down, which would be passes of their own. */
+static bool adapts_itself(const struct pass *s, int64_t i)
+{
+    const struct group *gu = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
+    return s->m->fp8 && gu->ranks == 32 && gu->col[1] == 16 && down->ranks == 16 && down->k % 32 == 0;
+}
+
+static struct tk_adapters adapters_of(const struct pass *s, int64_t i, th_tensor *u, th_tensor *du)
+{
+    const struct group *gu = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
+    return (struct tk_adapters){.u = th_data(u), .b = th_data(gu->sb), .du = th_data(du), .a = th_data(down->a), .ld_u = th_stride(u, 0),
+                                .ld_b = th_stride(gu->sb, 0), .ld_du = du ? th_stride(du, 0) : 0, .ld_a = th_stride(down->a, 0)};
+}
+
 /* y [n, d] of rows h [n, d + e]; v->gu, v->act if not NULL get what their names say. */
 static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *y, th_tensor **gu_out, th_tensor **act_out)
 {
@@ -574,13 +588,19 @@ static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *
     int rc = ERR_OK;
     mark(s, "gate, up");
     th_tensor *a = matrix(s, n, gu->n), *act = matrix(s, n, down->k + down->e);
-    struct q8 q_act = q8_new(s, n, down->k);
+    struct q8 q_act = adapts_itself(s, i) ? (struct q8){0} : q8_new(s, n, down->k);
     HAVE(a && act && h);
-    TRY(project(gu, h, q, a));
+    bool adapts = adapts_itself(s, i);
+    TRY(project(gu, h, q, adapts, a));
     mark(s, "swiglu");
-    TRY(done(s, s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e, th_data(q_act.v), th_data(q_act.s))));
+    if (adapts && rc == ERR_OK) {
+        struct tk_adapters p = adapters_of(s, i, cols(h, gu->k, gu->e), NULL);
+        TRY(done(s, s->k->swiglu_adapted(&s->tk, n, down->k, th_data(a), NULL, &p, th_data(act), down->k + down->e)));
+        TRY(quantized(s, cols(act, 0, down->k), &q_act));
+    } else if (rc == ERR_OK)
+        TRY(done(s, s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e, th_data(q_act.v), th_data(q_act.s))));
     mark(s, "down");
-    TRY(project(down, act, q_act, y));
+    TRY(project(down, act, q_act, false, y));
     *gu_out = a;
     *act_out = act;
     return rc;
@@ -676,7 +696,8 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     int64_t f = down->k, d = s->m->cfg.d_model;
     th_tensor *x2 = rows_of(v->x2, at, n), *mine = rows_of(dy, at, n), *h, *gu, *act, *d_act, *dh;
     th_tensor *r2 = floats(s, n);
-    struct q8 q = {0}, q_gu = q8_new(s, n, g->n);
+    bool adapts = adapts_itself(s, i);
+    struct q8 q = {0}, q_gu = adapts ? q : q8_new(s, n, g->n);
     int rc = ERR_OK;
     if (v->h2) {
         h = rows_of(v->h2, at, n);
@@ -697,15 +718,20 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
         gu = matrix(s, n, g->n);
         if (v->h2)
             TRY(quantized(s, cols(h, 0, d), &q));
-        TRY(project(g, h, q, gu));
+        TRY(project(g, h, q, adapts, gu));
     }
     act = v->act ? rows_of(v->act, at, n) : matrix(s, n, f + down->e);
     HAVE(gu && act);
     mark(s, "down, backward");
     th_tensor *du;
-    TRY(input_gradient_inner(s, down, mine, &d_act, &du)); /* the products with act itself wait until it is there */
+    TRY(input_gradient_inner(s, down, mine, adapts, &d_act, &du)); /* the products with act itself wait until it is there */
     mark(s, "swiglu, backward");
-    TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
+    if (adapts && rc == ERR_OK) {
+        struct tk_adapters p = adapters_of(s, i, cols(h, d, g->e), du);
+        TRY(done(s, s->k->swiglu_adapted(&s->tk, n, f, th_data(gu), th_data(d_act), &p, v->act ? NULL : th_data(act), f + down->e)));
+        TRY(quantized(s, gu, &q_gu));
+    } else
+        TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
                                                    th_data(q_gu.v), th_data(q_gu.s))));
     mark(s, "weight gradients");
     th_tensor *u_down = v->u_down ? rows_of(v->u_down, at, n) : down->e ? cols(act, f, down->e) : NULL;
@@ -769,7 +795,7 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *du, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
     size_t inner = th_scope_begin();
     HAVE(dqkv);
-    TRY(input_gradient_inner(s, o, dy, &d_o, &du));
+    TRY(input_gradient_inner(s, o, dy, false, &d_o, &du));
     TRY(weight_gradients(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, cols(dy, 0, d), du));
     mark(s, "attention, backward");
     if (rc == ERR_OK)

@@ -328,6 +328,62 @@ static int swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu
     return 0;
 }
 
+struct adapted_args {
+    int type;
+    int64_t f, ld_act;
+    void *gu, *act;
+    const void *d_act;
+    const struct tk_adapters *p;
+};
+
+static void adapted_rows(void *ctx, int64_t from, int64_t to)
+{
+    enum { R = 16 };
+    const struct adapted_args *a = ctx;
+    const struct tk_adapters *p = a->p;
+    int64_t f = a->f;
+    float *g = xmalloc((size_t)(3 * f) * sizeof *g), *d = g + 2 * f, u[2 * R], du[R], b[2 * R];
+    struct swiglu_args plain = {.type = TK_F32, .f = f, .gu = g, .act = xmalloc((size_t)f * sizeof *g), .d_act = a->d_act ? d : NULL, .ld_act = f};
+    for (int64_t i = from; i < to; i++) {
+        load(a->type, a->gu, 2 * i * f, 2 * f, g);
+        load(a->type, p->u, i * p->ld_u, 2 * R, u);
+        for (int64_t j = 0; j < 2 * f; j++) {
+            load(a->type, p->b, j * p->ld_b, 2 * R, b);
+            float sum = 0;
+            for (int k = j < f ? 0 : R, end = k + R; k < end; k++)
+                sum += u[k] * b[k];
+            g[j] = rounded(a->type, g[j] + sum);
+        }
+        if (a->d_act) {
+            load(a->type, a->d_act, i * f, f, d);
+            load(a->type, p->du, i * p->ld_du, R, du);
+            for (int k = 0; k < R; k++)
+                for (int64_t j = 0; j < f; j++) {
+                    float v;
+                    load(a->type, p->a, k * p->ld_a + j, 1, &v);
+                    d[j] += du[k] * v;
+                }
+            for (int64_t j = 0; j < f; j++)
+                d[j] = rounded(a->type, d[j]);
+        }
+        swiglu_rows(&plain, 0, 1);
+        if (a->act)
+            store(a->type, a->act, i * a->ld_act, f, plain.act);
+        if (a->d_act)
+            store(a->type, a->gu, 2 * i * f, 2 * f, g);
+    }
+    free(plain.act);
+    free(g);
+}
+
+static int swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act,
+                          int64_t ld_act)
+{
+    struct adapted_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act, .p = p};
+    th_parallel(rows, 4, adapted_rows, &a);
+    return 0;
+}
+
 struct entropy_args {
     int type, backward;
     int64_t vocab;
@@ -398,7 +454,7 @@ static int copy(const struct tk *k, int64_t n, const struct tk_copy *v)
 
 const struct train_kernels *train_kernels_cpu(void)
 {
-    static const struct train_kernels t = {no_error, rms_norm, quantize, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward,
+    static const struct train_kernels t = {no_error, rms_norm, quantize, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward, swiglu_adapted,
                                            cross_entropy, embed_backward, copy};
     return &t;
 }

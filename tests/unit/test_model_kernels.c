@@ -194,10 +194,42 @@ static void gated_activations(void **state)
     }
 }
 
+static void activations_with_adapters(void **state)
+{
+    (void)state;
+    const int64_t sizes[][2] = {{5, 64}, {150, 352}, {33, 11008}};
+    if (device == TH_CUDA && type == TH_F32)
+        return; /* bfloat16 alone */
+    for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
+        int64_t n = sizes[c][0], f = sizes[c][1], ld = f + 64;
+        size_t scope = th_scope_begin();
+        th_tensor *gu = random2(n, 2 * f), *d = random2(n, f), *u = random2(n, 48), *b = random2(2 * f, 40), *du = random2(n, 24), *a = random2(16, f + 8);
+        th_tensor *ggu = on_device(gu), *gd = on_device(d), *gu_ = on_device(u), *gb = on_device(b), *gdu = on_device(du), *ga = on_device(a);
+        th_tensor *act = made(n, ld, type), *again = made(n, ld, type);
+        struct tk_adapters p = {th_data(gu_), th_data(gb), th_data(gdu), th_data(ga), 48, 40, 24, f + 8};
+        /* what the parts add, in float32, rounded once */
+        th_tensor *part[2];
+        for (int h = 0; h < 2; h++) {
+            th_tensor *bh = th_narrow(th_narrow(f32(b), 0, h * f, f), 1, 16 * h, 16), *uh = th_narrow(f32(u), 1, 16 * h, 16);
+            part[h] = f32(th_to(th_add(th_narrow(f32(gu), 1, h * f, f), th_matmul(uh, th_transpose(bh, 0, 1)), 1), type, TH_CPU));
+        }
+        th_tensor *dd = f32(th_to(th_add(f32(d), th_matmul(th_narrow(f32(du), 1, 0, 16), th_narrow(f32(a), 1, 0, f)), 1), type, TH_CPU));
+        th_tensor *g = th_contiguous(part[0]), *want = th_mul(th_silu(g), part[1]);
+        ok(kernels->swiglu_adapted(&tk, n, f, th_data(ggu), NULL, &p, th_data(act), ld));
+        close_to("adapted", th_narrow(act, 1, 0, f), want, 1e-5);
+        close_to("untouched", ggu, gu, 1e-9);
+        ok(kernels->swiglu_adapted(&tk, n, f, th_data(ggu), th_data(gd), &p, th_data(again), ld));
+        close_to("adapted, again", th_narrow(again, 1, 0, f), want, 1e-5);
+        close_to("gate's gradient", th_narrow(ggu, 1, 0, f), th_silu_backward(th_mul(dd, part[1]), g), 1e-5);
+        close_to("up's gradient", th_narrow(ggu, 1, f, f), th_mul(dd, th_silu(g)), 1e-5);
+        th_scope_end(scope);
+    }
+}
+
 static void rows_in_eight_bits(void **state)
 {
     (void)state;
-    const int64_t sizes[][2] = {{3, 64}, {17, 2560}, {5, 22016}};
+    const int64_t sizes[][2] = {{3, 64}, {17, 2560}, {7, 11008}, {6, 16384}, {5, 22016}, {2, 40960}, {2, 60000}};
     for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
         int64_t n = sizes[c][0], d = sizes[c][1];
         size_t scope = th_scope_begin();
@@ -302,7 +334,7 @@ int main(void)
         kernels = table();
         tk.stream = kernel_stream();
     }
-    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(rows_in_eight_bits), BOTH(cross_entropy), BOTH(embeddings_gradient),
+    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(activations_with_adapters), BOTH(rows_in_eight_bits), BOTH(cross_entropy), BOTH(embeddings_gradient),
                                        BOTH(copies)};
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
