@@ -10,3 +10,18 @@ test-ordering: all $(if $(HAVE_OCCT),$(B)/tests/ordering)
 	$(B)/tests/ordering $(B)/ordering/steps
 
 -include $(O)/tests/golden/chamfer/ordering.d
+
+# Damaged files through the scoring tools, OpenCASCADE and all: every one accounted for, no process left (tests/fuzz/fuzz_occt.c).
+# FUZZ_FILES damaged files, FUZZ_PAIRS of them through chamfer; FUZZ_SEED makes others; FUZZ_CORPUS adds real files.
+.PHONY: fuzz-occt
+FUZZ_FILES ?= 10000
+FUZZ_PAIRS ?= 1000
+FUZZ_SEED ?= 1
+FUZZ_CORPUS ?=
+TEST_PROGRAMS += $(if $(HAVE_OCCT),$(B)/tests/fuzz-occt)
+$(eval $(call executable,$(B)/tests/fuzz-occt,$(O)/tests/fuzz/fuzz_occt.o,))
+
+fuzz-occt: all $(B)/tests/fuzz-occt
+	$(B)/tests/fuzz-occt $(B)/bin $(B)/fuzz/occt $(FUZZ_FILES) $(FUZZ_PAIRS) $(FUZZ_SEED) tests/fuzz/corpus-occt datasets/sample/steps $(FUZZ_CORPUS)
+
+-include $(O)/tests/fuzz/fuzz_occt.d
