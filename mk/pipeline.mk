@@ -39,6 +39,7 @@ Building and checking
   make fuzz-occt                  10,000 damaged files through renderability and chamfer  (FUZZ_FILES=, FUZZ_CORPUS=DIR)
   make test-tokenizer             token ids against Hugging Face's library        (REFPYTHON=..)
   make test-gpu                   what needs a GPU
+  make test-peft                  200 steps of LoRA beside Transformers and PEFT    (REFPYTHON=..)
   make bench                      speeds, beside the original's where ORIGINAL=DIR holds it
   make format, make lint, make clean
 endef

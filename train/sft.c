@@ -824,7 +824,7 @@ static int read_split(const struct trainer *tr, const char *name, struct dataset
         if (d->n_empty && !dist_rank(tr->d))
             log_warn("%s: %zu records without a token of output were dropped", path, d->n_empty);
         if (!d->n)
-            rc = err_set(ERR_FORMAT, "%s: no record is left to train on", path);
+            rc = err_set(ERR_FORMAT, "%s: no record is left", path);
     }
     free(path);
     return rc;

@@ -46,6 +46,34 @@ full=("${sft[@]}" --method full --optimizer adamw8bit --max-steps 5 --eval-steps
 "$launch" 3 "${full[@]}" --out full3 --db none > full3.jsonl || fail "all weights, three processes: $?"
 curve full1.jsonl full3.jsonl 1e-3 || fail "all weights: another curve"
 
+# ---- as MPI and Slurm start it, where they are; the example for Slurm, stopped by it and started again
+mpi=$(mpirun --version 2> /dev/null | grep -q 'Open MPI' && echo mpirun --allow-run-as-root --oversubscribe -n 2)
+slurm=$(sinfo -h -o %a 2> /dev/null | grep -q up && echo srun -n 2 --immediate=60)
+two=("${sft[@]}" --global-batch 4)
+[ -z "$mpi$slurm" ] || "$launch" 2 "${two[@]}" --out two --db none > two.jsonl || fail "two processes: $?"
+for by in mpi slurm; do
+    start=${!by}
+    [ -n "$start" ] || continue
+    timeout 120 $start "${two[@]}" --out $by --db none > $by.jsonl || fail "$start: $?"
+    cmp two/adapter_model.safetensors $by/adapter_model.safetensors || fail "started by $by, other weights come out"
+    echo "through $by, too"
+done
+if [ -n "$slurm" ]; then
+    printf '[sft]\nlora.r = 4\nwarmup-steps = 2\nlr = 5e-3\nsave-steps = 2\n' > slurm.conf
+    job=(sbatch --parsable --nodes=1 --ntasks-per-node=2 --gpus-per-node=0 --cpus-per-task=1 --mem=2G --time=5 --output=slurm-%j.log --export=ALL)
+    export B=$(dirname "$BIN") CONFIG=slurm.conf MODEL=base DATA=data OUT=sb
+    id=$(ARGS="--max-steps 400 --global-batch 4 --device cpu --db none -q" "${job[@]}" "$root/scripts/sbatch-train.sh") || fail "sbatch"
+    for i in $(seq 600); do [ -e sb/checkpoint-4 ] && break; sleep 0.05; done
+    scancel --signal=TERM "$id"
+    for i in $(seq 600); do squeue -h -j "$id" 2> /dev/null | grep -q . || break; sleep 0.1; done
+    step=$(sed -n "s/.*after step \([0-9]*\) of.*/\1/p" "slurm-$id.log" | head -n 1)
+    [ -f "sb/checkpoint-$step/optimizer.safetensors" ] || fail "Slurm's TERM: $(cat "slurm-$id.log")"
+    ARGS="--max-steps $((step + 2)) --global-batch 4 --device cpu --db none -q" timeout 120 "${job[@]}" --wait "$root/scripts/sbatch-train.sh" > /dev/null ||
+        fail "sbatch again: $(cat slurm-*.log)"
+    [ -f "sb/checkpoint-$((step + 2))/trainer_state.json" ] || fail "sbatch again does not go on: $(cat slurm-*.log)"
+    unset B CONFIG MODEL DATA OUT
+fi
+
 # the last step of an epoch may leave a process without a record
 short=("${sft[@]}" --batch-size 13 --global-batch 39 --max-steps 4 --eval-steps 0 --save-steps 0)
 "${short[@]}" --out short1 --db none > short1.jsonl || fail "an epoch that does not divide, one process: $?"

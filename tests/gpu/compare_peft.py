@@ -6,7 +6,8 @@ Needs a GPU, torch, transformers and peft.  SHAPE is a folder of configs/shapes,
 step: loss and the gradients of every adapter matrix, of ours and of PEFT's in bfloat16, and of PEFT's in float32 with the
 same (bfloat16) weights.  Ours must be within twice the distance between PEFT's two.
 curve: LoRA r 16, AdamW in float32, clipping, warmup and linear decay, the same records in the same order; a base that has weights also in
-float32, and what PEFT's bfloat16 differs from its float32 by.  On a CPU float32 alone.  STEPS=, LR= other; RECORDS= pair records to take instead, whole."""
+float32, and what PEFT's bfloat16 differs from its float32 by.  On a CPU float32 alone.  STEPS=, LR= other; RECORDS= pair records to take instead, whole, or a
+folder as synth makes it."""
 import csv, gc, glob, json, math, os, shutil, subprocess, sys
 
 import torch
@@ -120,7 +121,13 @@ def curve():
     eos = json.load(open(tokenizer + "/tokenizer_config.json"))["eos_token"]
     eos = tok.token_to_id(eos if isinstance(eos, str) else eos["content"])
     records, kept, whole_text = [], [], os.environ.get("RECORDS")
-    if whole_text:
+    if whole_text and os.path.isdir(whole_text):
+        compact = os.path.exists(shape + "/prompt.json") and json.load(open(shape + "/prompt.json")).get("form") == "compact"
+        ours(["step-restructure", whole_text + "/steps", "--out", work + "/steps", "--db", "none", "-q"] + (["--compact", "--no-annotations"] if compact else []))
+        for r in csv.DictReader(open(whole_text + "/captions.csv")):
+            text = open(f"{work}/steps/{r['model_id']}.step").read()
+            records.append({"id_original": r["model_id"], "caption": r["description"], "output": text[text.index("DATA;"):]})
+    elif whole_text:
         records = [{k: r[k] for k in ("id_original", "caption", "output")} for r in json.load(open(whole_text))]
     captions = {r["model_id"]: r["description"] for r in csv.DictReader(open(root + "/datasets/sample/captions.csv"))}
     for f in [] if whole_text else sorted(glob.glob(root + "/datasets/sample/steps/*.step")):
@@ -135,11 +142,21 @@ def curve():
         response = next(i for i, (a, b) in enumerate(e.offsets) if b > len(prompt))
         if len(e.ids) + 1 <= limit:
             kept.append((e.ids + [eos], response))
-    m = build()
-    base = save_base(m)
+    lr, warm = float(os.environ.get("LR", 2e-4)), 10
+    # theirs side by side with ours, each a process: small models keep a CPU core busy, not the GPU
+    gpu, whole, base = DEVICE == "cuda", os.path.exists(shape + "/model.safetensors"), work + "/base"
+    if not whole:
+        save_base(build())
+        gc.collect()
+    else:
+        os.makedirs(base, exist_ok=True)
+        for f in ("model.safetensors", "config.json"):
+            shutil.copy(shape + "/" + f, base)
     for f in ("tokenizer.json", "tokenizer_config.json"):
         open(base + "/" + f, "w").write(open(tokenizer + "/" + f).read())
-    lr, warm = float(os.environ.get("LR", 2e-4)), 10
+    json.dump({"kept": kept, "steps": steps, "batch": batch, "lr": lr, "warm": warm}, open(work + "/peft.json", "w"))
+    theirs = {d: subprocess.Popen([sys.executable, __file__, "peft", base, binaries, work, d])
+              for d in (["bfloat16"] if gpu else []) + (["float32"] if whole or not gpu else [])}
 
     def ours_of(name, *how):
         shutil.rmtree(work + "/" + name, ignore_errors=True)
@@ -148,50 +165,16 @@ def curve():
                     "--weight-decay", "0.01", "--json", "-q", "--db", "none", *how])
         return [l["loss"] for l in map(json.loads, filter(lambda l: l.startswith("{"), out.splitlines())) if "loss" in l]
 
-    def peft_of(m):
-        # the same adapter to start from: sft's own generator is not PEFT's, so A is drawn as sft draws it
-        for name, p in draw_adapters(m, 3407):
-            p.data.copy_(p.new_tensor(name))
-        params = [p for p in m.parameters() if p.requires_grad]
-        masters = [p.detach().float().clone() for p in params]
-        opt = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-        m.train()
-        losses = []
-        per_epoch = (len(kept) + batch - 1) // batch
-        for i in range(steps):
-            order = shuffled(len(kept), 3407, i // per_epoch)
-            chosen = [kept[k] for k in order[i % per_epoch * batch:][:batch]]
-            covered = sum(len(ids) - r for ids, r in chosen)
-            total = 0
-            for ids, r in chosen:
-                x = torch.tensor([ids], device=DEVICE)
-                y = x.clone()
-                y[:, :r] = -100
-                loss = m(input_ids=x, labels=y).loss * ((len(ids) - r) / covered)
-                loss.backward()
-                total += loss.detach()
-            for w, p in zip(masters, params):
-                w.grad = p.grad.float()
-            torch.nn.utils.clip_grad_norm_(masters, 1.0)
-            factor = i / warm if i < warm else (steps - i) / (steps - warm)
-            for g in opt.param_groups:
-                g["lr"] = lr * factor
-            opt.step()
-            for w, p in zip(masters, params):
-                p.data.copy_(w)
-                p.grad = None
-            losses.append(total.item())
-        return losses
-
-    c, gpu, whole = {}, DEVICE == "cuda", os.path.exists(shape + "/model.safetensors")
+    c = {}
     if gpu:
         c["ours, bf16"] = ours_of("bf16")
         c["ours, fp8"] = ours_of("fp8", "--precision", "fp8")
-        c["PEFT, bf16"] = peft_of(with_lora(m, 0))
     if whole or not gpu:
         c["ours, float32"] = ours_of("float32", "--dtype", "float32")
-        del m
-        c["PEFT, float32"] = peft_of(with_lora(build(torch.float32), 0))
+    json.dump(c, open(work + "/curve.json", "w"))
+    for d, p in theirs.items():
+        assert p.wait() == 0, "PEFT failed"
+        c["PEFT, " + {"bfloat16": "bf16"}.get(d, d)] = json.load(open(f"{work}/peft-{d}.json"))
     json.dump(c, open(work + "/curve.json", "w"))
     print(f"{os.path.basename(shape.rstrip('/'))}: {len(kept)} records, {steps} steps; " + "; ".join(f"{k}: {v[0]:.4f} to {v[-1]:.4f}" for k, v in c.items()))
     print("  relative differences of the loss: of a step, largest and mean; of means over ten steps, largest; of the whole curve's mean")
@@ -204,6 +187,48 @@ def curve():
             print(f"  {a:13s} - {b:13s}  {max(off):.2e} {sum(off) / len(off):.2e}  {tens(x, y):.2e}  {sum(x) / sum(y) - 1:+.2e}")
             ok &= most is None or tens(x, y) < most
     return ok
+
+
+def peft():
+    """A curve of PEFT's, for curve()."""
+    dtype = sys.argv[5]
+    with open(work + "/peft.json") as f:
+        globals().update(json.load(f))
+    m = with_lora(build(getattr(torch, dtype)), 0)
+    # the same adapter to start from: sft's own generator is not PEFT's, so A is drawn as sft draws it
+    for name, p in draw_adapters(m, 3407):
+        p.data.copy_(p.new_tensor(name))
+    params = [p for p in m.parameters() if p.requires_grad]
+    masters = [p.detach().float().clone() for p in params]
+    opt = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    m.train()
+    losses = []
+    per_epoch = (len(kept) + batch - 1) // batch
+    for i in range(steps):
+        order = shuffled(len(kept), 3407, i // per_epoch)
+        chosen = [kept[k] for k in order[i % per_epoch * batch:][:batch]]
+        covered = sum(len(ids) - r for ids, r in chosen)
+        total = 0
+        for ids, r in chosen:
+            x = torch.tensor([ids], device=DEVICE)
+            y = x.clone()
+            y[:, :r] = -100
+            loss = m(input_ids=x, labels=y).loss * ((len(ids) - r) / covered)
+            loss.backward()
+            total += loss.detach()
+        for w, p in zip(masters, params):
+            w.grad = p.grad.float()
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        factor = i / warm if i < warm else (steps - i) / (steps - warm)
+        for g in opt.param_groups:
+            g["lr"] = lr * factor
+        opt.step()
+        for w, p in zip(masters, params):
+            p.data.copy_(w)
+            p.grad = None
+        losses.append(total.item())
+    json.dump(losses, open(f"{work}/peft-{dtype}.json", "w"))
+    return True
 
 
 def tens(a, b):
@@ -250,4 +275,4 @@ def draw_adapters(m, seed):
             yield a.astype(np.float32).reshape(p.shape), p
 
 
-sys.exit(0 if {"step": step, "curve": curve}[mode]() else 1)
+sys.exit(0 if {"step": step, "curve": curve, "peft": peft}[mode]() else 1)
