@@ -7,6 +7,7 @@
 #include <time.h>
 #include <zlib.h>
 
+#include "lib/asset.h"
 #include "lib/chart.h"
 #include "lib/isolate.h"
 #include "lib/part.h"
@@ -57,12 +58,9 @@ static const struct tool_spec spec = {
     .flags = TOOL_READS,
 };
 
-/* A file of the source tree, with a NUL behind it, in the program. */
-#define ASSET(name, file)                                                                                              \
-    extern const char name[];                                                                                          \
-    __asm__(".pushsection .rodata\n.globl " #name "\n" #name ":\n.incbin \"" file "\"\n.byte 0\n.popsection\n")
 ASSET(report_css, "eval/report.css");
 ASSET(report_js, "eval/report.js");
+ASSET(view3d_js, "lib/view3d.js");
 
 struct report {
     struct tool *t;
@@ -1055,6 +1053,7 @@ static int page(struct report *r)
     if (rc == ERR_OK)
         rc = table_status(r, 50);
     buf_puts(&r->out, "</main>\n<footer>Figures 'reported in the paper' are of arXiv 2601.12641.</footer>\n<script>\n");
+    buf_puts(&r->out, view3d_js);
     buf_puts(&r->out, report_js);
     buf_puts(&r->out, "</script></body></html>\n");
     return rc;

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "lib/answer.h"
+#include "lib/asset.h"
 #include "lib/prompt.h"
 #include "lib/sibling.h"
 #include "lib/tool.h"
@@ -52,9 +53,9 @@ static const struct tool_spec spec = {
     .options = options,
 };
 
-/* The page is part of the program. */
-extern const char serve_page[];
-__asm__(".pushsection .rodata\n.globl serve_page\nserve_page:\n.incbin \"infer/serve.html\"\n.byte 0\n.popsection\n");
+/* The page is part of the program, and the script that draws parts a part of the page: see put_page(). */
+ASSET(serve_page, "infer/serve.html");
+ASSET(view3d_js, "lib/view3d.js");
 
 /* ---- jobs ---- */
 
@@ -584,9 +585,22 @@ static enum MHD_Result send_error(struct MHD_Connection *c, int status, const ch
     return ok;
 }
 
+/* The page, with the script where it says "view3d.js". */
+static void put_page(struct buf *b)
+{
+    static const char mark[] = "<script src=\"view3d.js\"></script>";
+    const char *at = strstr(serve_page, mark);
+    buf_add(b, serve_page, at ? (size_t)(at - serve_page) : strlen(serve_page));
+    if (at)
+        buf_printf(b, "<script>\n%s</script>%s", view3d_js, at + sizeof mark - 1);
+}
+
 static enum MHD_Result send_page(struct MHD_Connection *c)
 {
-    struct MHD_Response *r = MHD_create_response_from_buffer(strlen(serve_page), (void *)(uintptr_t)serve_page, MHD_RESPMEM_PERSISTENT);
+    struct buf b = BUF_INIT;
+    put_page(&b);
+    struct MHD_Response *r = MHD_create_response_from_buffer(b.n, b.s, MHD_RESPMEM_MUST_COPY);
+    buf_release(&b);
     if (!r)
         return MHD_NO;
     MHD_add_response_header(r, "Content-Type", "text/html; charset=utf-8");

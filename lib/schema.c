@@ -4,11 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "lib/asset.h"
 #include "lib/err.h"
 
 /* The table of the source tree is part of the program. */
-extern const char schema_table[];
-__asm__(".pushsection .rodata\n.globl schema_table\nschema_table:\n.incbin \"lib/schema.tsv\"\n.byte 0\n.popsection\n");
+ASSET(schema_table, "lib/schema.tsv");
 
 struct schema *schema_new(void)
 {

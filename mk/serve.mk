@@ -5,4 +5,4 @@ serve: all
 	@$(B)/bin/serve --model $(MODEL_DIR) $(if $(ADAPTER),--adapter $(ADAPTER)) $(if $(RAG),--rag $(RAG) --encoder $(ENCODER)) $(if $(PORT),--port $(PORT))
 
 # The page is part of the program (see infer/serve.c).
-$(O)/infer/serve.o: infer/serve.html
+$(O)/infer/serve.o: infer/serve.html lib/view3d.js
