@@ -562,6 +562,7 @@ int main(int argc, char **argv)
 {
     struct tool t;
     tool_start(&t, &spec, argc, argv);
+    chamfer_keep_memory();
     struct scoring s = {.tool = &t, .opts = {.reference = !strcmp(align, "reference"), .points = (size_t)points, .threshold = threshold,
                                              .average_scale = !strcmp(scale, "average")}};
     s.request = chamfer_request(&s.opts);

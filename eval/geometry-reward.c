@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "lib/chamfer.h"
 #include "lib/reward.h"
 #include "lib/step_score.h"
 #include "lib/tool.h"
@@ -140,6 +141,7 @@ int main(int argc, char **argv)
 {
     struct tool t;
     tool_start(&t, &spec, argc, argv);
+    chamfer_keep_memory();
     struct reward *r = NULL;
     int rc = reward_open(&(struct reward_opts){.hardened = !strcmp(kind, "hardened"), .lower = lower, .upper = upper, .points = (size_t)points,
                                                .threads = t.threads, .seconds = timeout, .memory = (size_t)memory, .what = "scoring", .work = occ_work},

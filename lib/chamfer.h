@@ -45,6 +45,9 @@ void chamfer_score(const struct part *truth, const struct part *pred, const stru
 void chamfer_put(struct jw *j, const struct part *truth, const struct part *pred, const struct chamfer_opts *o,
                  const struct chamfer_score *s);
 
+/* For programs that score many pairs: what a pair needs is kept for the next one, not given back to the system. */
+void chamfer_keep_memory(void);
+
 /* The original's reward: 1 up to lower, 0 beyond upper, linear between; 0 for what is not a number. */
 double chamfer_reward(double scd, double lower, double upper);
 

@@ -18,7 +18,11 @@ typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
 /* mask ? a : b, lane by lane */
 static inline i8 choose(i8 mask, i8 a, i8 b)
 {
+#ifdef __AVX2__
+    return (i8)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)mask);
+#else
     return (a & mask) | (b & ~mask);
+#endif
 }
 
 /* A bit for each lane of a comparison that holds. */
@@ -299,12 +303,18 @@ static inline v8 absolute(v8 a)
     return (v8)((i8)a & 0x7fffffff);
 }
 
-static inline v8 root(v8 a)
+/* 1 / sqrt(a), a > 0, to the last bit or two. */
+static inline v8 inverse_root(v8 a)
 {
+#ifdef __AVX__
+    v8 r = (v8)_mm256_rsqrt_ps((__m256)a); /* 12 bits, doubled by a step of Newton's method */
+    return r * (1.5f - 0.5f * a * r * r);
+#else
     v8 r;
     for (int k = 0; k < LANES; k++)
-        r[k] = sqrtf(a[k]);
+        r[k] = 1 / sqrtf(a[k]);
     return r;
+#endif
 }
 
 /* atan2 to 1e-5 (Abramowitz, Stegun 4.4.49). */
@@ -360,7 +370,7 @@ static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
         for (int k = 0; k < n; k += LANES) {
             v8 ux = *(const v8 *)&b.d[0][k], uy = *(const v8 *)&b.d[1][k], uz = *(const v8 *)&b.d[2][k];
             v8 mx = *(const v8 *)&b.d[3][k], my = *(const v8 *)&b.d[4][k], mz = *(const v8 *)&b.d[5][k];
-            v8 inv = 1 / root(ux * ux + uy * uy + uz * uz + 1e-30f);
+            v8 inv = inverse_root(ux * ux + uy * uy + uz * uz + 1e-30f);
             ux *= inv, uy *= inv, uz *= inv;
             v8 s1 = ax * ux + ay * uy + az * uz, s2 = mx * ux + my * uy + mz * uz;
             /* the frame stands on the point whose normal is nearer to the line between them */
@@ -373,7 +383,7 @@ static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
             v8 vx = uy * nz - uz * ny, vy = uz * nx - ux * nz, vz = ux * ny - uy * nx;
             v8 len2 = vx * vx + vy * vy + vz * vz;
             i8 bent = len2 > 1e-12f;
-            v8 iv = 1 / root(select8(bent, len2, (v8){0} + 1));
+            v8 iv = inverse_root(select8(bent, len2, (v8){0} + 1));
             vx *= iv, vy *= iv, vz *= iv;
             v8 wx = ny * vz - nz * vy, wy = nz * vx - nx * vz, wz = nx * vy - ny * vx;
             v8 theta = atan2_fast(wx * ox + wy * oy + wz * oz, nx * ox + ny * oy + nz * oz), alpha = vx * ox + vy * oy + vz * oz;
@@ -451,30 +461,15 @@ void fpfh_release(struct fpfh *f)
 
 /* ---- matching, in whole numbers: twentieths, of which the machine multiplies and adds two at a time ---- */
 
-enum { PAIRS = (FPFH_SIZE + 1) / 2, TI = 6, TJ = 2 * LANES };
+enum { PAIRS = (FPFH_SIZE + 1) / 2, TI = 6, TJ = 2 * LANES /* rows, columns at a time */ };
 
-/* Adds to each lane of sum the products of the 16-bit halves of a's and b's; fused: in one instruction, which only
- * some machines have. */
-static inline __attribute__((always_inline)) i8 dot2(i8 sum, i8 a, i8 b, bool fused)
+/* Adds to each lane of sum the products of the 16-bit halves of a's and b's. */
+static inline i8 dot2(i8 sum, i8 a, i8 b)
 {
 #ifdef __AVX2__
-    if (fused) {
-        __asm__("vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-        return sum;
-    }
     return sum + (i8)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
-    (void)fused;
     return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
-
-static bool can_fuse(void)
-{
-#ifdef __AVX2__
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
-#else
-    return false;
 #endif
 }
 
@@ -490,74 +485,135 @@ static int32_t to_pairs(const float *feature, int32_t *out)
     return square;
 }
 
-static inline __attribute__((always_inline)) void match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32_t *ba, bool fused)
+/* One cloud's features by blocks of TJ, and of each column the nearest row so far and its squared distance. */
+struct columns {
+    size_t pad; /* columns, of whole blocks */
+    int32_t (*block)[PAIRS][TJ], *square, *best, *arg;
+};
+/* TI features of the other cloud, and of each the nearest column and its squared distance less `square`. */
+struct rows {
+    int32_t pairs[TI][PAIRS], square[TI], best[TI], arg[TI];
+};
+
+enum { FAR = INT32_MAX / 2 };
+
+/* One pass over the products gives the nearest both ways; row: the number of the first of r. */
+static void match_rows(struct columns *c, struct rows *r, int32_t row)
 {
-    size_t pad = (b->n + TJ - 1) / TJ * TJ;
-    int32_t(*bt)[PAIRS][TJ] = xcalloc(pad / TJ, sizeof *bt); /* blocks of TJ features */
-    int32_t *b2 = xmalloc(pad * sizeof *b2), *best_b = xmalloc(pad * sizeof *best_b), *arg_b = xcalloc(pad, sizeof *arg_b);
-    const int32_t far = INT32_MAX / 2;
-    for (size_t j = 0; j < pad; j++) {
-        int32_t pairs[PAIRS];
-        b2[j] = j < b->n ? to_pairs(b->feature + j * FPFH_PAD, pairs) : far;
-        best_b[j] = far;
-        for (size_t k = 0; k < PAIRS && j < b->n; k++)
-            bt[j / TJ][k][j % TJ] = pairs[k];
-    }
     const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    for (size_t i0 = 0; i0 < a->n; i0 += TI) {
-        int32_t row[TI][PAIRS], a2[TI];
-        i8 best[TI], arg[TI];
-        for (size_t r = 0; r < TI; r++) {
-            a2[r] = to_pairs(a->feature + (i0 + r < a->n ? i0 + r : a->n - 1) * FPFH_PAD, row[r]);
-            best[r] = (i8){0} + far;
-            arg[r] = (i8){0};
-        }
-        for (size_t j = 0; j < pad; j += TJ) { /* one pass over the products gives the nearest both ways */
-            i8 acc[TI][2] = {{{0}}};
-            for (size_t k = 0; k < PAIRS; k++) {
-                i8 b0 = *(const i8 *)bt[j / TJ][k], b1 = *(const i8 *)(bt[j / TJ][k] + LANES);
-                for (int r = 0; r < TI; r++) {
-                    i8 v = (i8){0} + row[r][k];
-                    acc[r][0] = dot2(acc[r][0], v, b0, fused);
-                    acc[r][1] = dot2(acc[r][1], v, b1, fused);
-                }
-            }
-            for (size_t h = 0; h < 2; h++) {
-                i8 norm = *(const i8 *)(b2 + j + LANES * h), low = *(const i8 *)(best_b + j + LANES * h);
-                i8 low_arg = *(const i8 *)(arg_b + j + LANES * h), col = lane + (int32_t)(j + LANES * h);
-                for (int r = 0; r < TI; r++) {
-                    i8 d = norm - 2 * acc[r][h]; /* less a2[r] */
-                    i8 less = d < best[r];
-                    best[r] = choose(less, d, best[r]);
-                    arg[r] = choose(less, col, arg[r]);
-                    d += a2[r];
-                    less = d < low;
-                    low = choose(less, d, low);
-                    low_arg = choose(less, (i8){0} + (int32_t)(i0 + (size_t)r), low_arg);
-                }
-                *(i8 *)(best_b + j + LANES * h) = low;
-                *(i8 *)(arg_b + j + LANES * h) = low_arg;
+    i8 best[TI], arg[TI];
+    for (int i = 0; i < TI; i++) {
+        best[i] = (i8){0} + FAR;
+        arg[i] = (i8){0};
+    }
+    for (size_t j = 0; j < c->pad; j += TJ) {
+        i8 acc[TI][2] = {{{0}}};
+        for (size_t k = 0; k < PAIRS; k++) {
+            i8 b0 = *(const i8 *)c->block[j / TJ][k], b1 = *(const i8 *)(c->block[j / TJ][k] + LANES);
+            for (int i = 0; i < TI; i++) {
+                i8 v = (i8){0} + r->pairs[i][k];
+                acc[i][0] = dot2(acc[i][0], v, b0);
+                acc[i][1] = dot2(acc[i][1], v, b1);
             }
         }
-        for (size_t r = 0; r < TI && i0 + r < a->n; r++) {
-            int top = 0;
-            for (int l = 1; l < LANES; l++)
-                top = best[r][l] < best[r][top] ? l : top;
-            ab[a->order[i0 + r]] = b->order[(size_t)arg[r][top]];
+        for (size_t h = 0; h < 2; h++) {
+            size_t at = j + LANES * h;
+            i8 norm = *(const i8 *)(c->square + at), low = *(const i8 *)(c->best + at), low_arg = *(const i8 *)(c->arg + at);
+            i8 col = lane + (int32_t)at;
+            for (int i = 0; i < TI; i++) {
+                i8 d = norm - 2 * acc[i][h]; /* less the row's square */
+                i8 less = d < best[i];
+                best[i] = choose(less, d, best[i]);
+                arg[i] = choose(less, col, arg[i]);
+                d += r->square[i];
+                less = d < low;
+                low = choose(less, d, low);
+                low_arg = choose(less, (i8){0} + (row + i), low_arg);
+            }
+            *(i8 *)(c->best + at) = low;
+            *(i8 *)(c->arg + at) = low_arg;
         }
     }
-    for (size_t j = 0; j < b->n; j++)
-        ba[b->order[j]] = a->order[(size_t)arg_b[j] < a->n ? (size_t)arg_b[j] : a->n - 1];
-    free(bt);
-    free(b2);
-    free(best_b);
-    free(arg_b);
+    for (int i = 0; i < TI; i++) {
+        int top = 0;
+        for (int l = 1; l < LANES; l++)
+            top = best[i][l] < best[i][top] ? l : top;
+        r->best[i] = best[i][top];
+        r->arg[i] = arg[i][top];
+    }
 }
+
+#ifdef __AVX2__
+/* The same with vectors of 512 bits, where the machine has them and multiplies and adds in one instruction. */
+__attribute__((target("avx512f,avx512vnni"))) static void match_rows_512(struct columns *c, struct rows *r, int32_t row)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i best[TI], arg[TI];
+    for (int i = 0; i < TI; i++) {
+        best[i] = _mm512_set1_epi32(FAR);
+        arg[i] = _mm512_setzero_si512();
+    }
+    for (size_t j = 0; j < c->pad; j += TJ) {
+        __m512i acc[TI];
+        for (int i = 0; i < TI; i++)
+            acc[i] = _mm512_setzero_si512();
+        for (size_t k = 0; k < PAIRS; k++) {
+            __m512i b = _mm512_loadu_si512(c->block[j / TJ][k]);
+            for (int i = 0; i < TI; i++)
+                acc[i] = _mm512_dpwssd_epi32(acc[i], _mm512_set1_epi32(r->pairs[i][k]), b);
+        }
+        __m512i norm = _mm512_loadu_si512(c->square + j), low = _mm512_loadu_si512(c->best + j), low_arg = _mm512_loadu_si512(c->arg + j);
+        __m512i col = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
+        for (int i = 0; i < TI; i++) {
+            __m512i d = _mm512_sub_epi32(norm, _mm512_slli_epi32(acc[i], 1));
+            __mmask16 less = _mm512_cmplt_epi32_mask(d, best[i]);
+            best[i] = _mm512_mask_mov_epi32(best[i], less, d);
+            arg[i] = _mm512_mask_mov_epi32(arg[i], less, col);
+            d = _mm512_add_epi32(d, _mm512_set1_epi32(r->square[i]));
+            less = _mm512_cmplt_epi32_mask(d, low);
+            low = _mm512_mask_mov_epi32(low, less, d);
+            low_arg = _mm512_mask_mov_epi32(low_arg, less, _mm512_set1_epi32(row + i));
+        }
+        _mm512_storeu_si512(c->best + j, low);
+        _mm512_storeu_si512(c->arg + j, low_arg);
+    }
+    for (int i = 0; i < TI; i++) {
+        r->best[i] = _mm512_reduce_min_epi32(best[i]);
+        r->arg[i] = _mm512_mask_reduce_min_epi32(_mm512_cmpeq_epi32_mask(best[i], _mm512_set1_epi32(r->best[i])), arg[i]);
+    }
+}
+#endif
 
 void fpfh_match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32_t *ba)
 {
-    if (can_fuse())
-        match(a, b, ab, ba, true);
-    else
-        match(a, b, ab, ba, false);
+    struct columns c = {.pad = (b->n + TJ - 1) / TJ * TJ};
+    void (*rows)(struct columns *, struct rows *, int32_t) = match_rows;
+#ifdef __AVX2__
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
+        rows = match_rows_512;
+#endif
+    c.block = xcalloc(c.pad / TJ, sizeof *c.block);
+    c.square = xmalloc(3 * c.pad * sizeof *c.square);
+    c.best = c.square + c.pad;
+    c.arg = c.best + c.pad;
+    for (size_t j = 0; j < c.pad; j++) {
+        int32_t pairs[PAIRS];
+        c.square[j] = j < b->n ? to_pairs(b->feature + j * FPFH_PAD, pairs) : FAR;
+        c.best[j] = FAR;
+        c.arg[j] = 0;
+        for (size_t k = 0; k < PAIRS && j < b->n; k++)
+            c.block[j / TJ][k][j % TJ] = pairs[k];
+    }
+    for (size_t i = 0; i < a->n; i += TI) {
+        struct rows r;
+        for (size_t k = 0; k < TI; k++)
+            r.square[k] = to_pairs(a->feature + (i + k < a->n ? i + k : a->n - 1) * FPFH_PAD, r.pairs[k]);
+        rows(&c, &r, (int32_t)i);
+        for (size_t k = 0; k < TI && i + k < a->n; k++)
+            ab[a->order[i + k]] = b->order[(size_t)r.arg[k]];
+    }
+    for (size_t j = 0; j < b->n; j++)
+        ba[b->order[j]] = a->order[(size_t)c.arg[j] < a->n ? (size_t)c.arg[j] : a->n - 1];
+    free(c.block);
+    free(c.square);
 }

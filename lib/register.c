@@ -826,6 +826,17 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     match(t, p, n_p, 1.5 * voxel, &at);
     out->ransac_fitness = at.at.fitness;
     icp_rounds(p, n_p, g, n_g, t, &at, (double[]){10, 5, 2.5}, 3, out->icp);
+    out->backward = mean(at.d2, n_p);
+    kdtree_free(t);
+    t = kdtree_build(p, n_p);
+    uint32_t *index = no_guesses(n_g);
+    double *d2 = xmalloc((n_g + 1) * sizeof *d2);
+    for (size_t i = 0; i < n_p; i++)
+        index[at.of[i].index] = (uint32_t)i;
+    kdtree_nearest(t, g, n_g, index, d2);
+    out->forward = mean(d2, n_g);
+    free(index);
+    free(d2);
     matching_release(&at);
     kdtree_free(t);
     grid_release(&gr);

@@ -66,6 +66,7 @@ struct reg_reference {
     size_t correspondences, iterations; /* of RANSAC */
     double ransac_fitness;
     struct icp_round icp[3];
+    double forward, backward; /* mean squared distances after it, G to P and P to G */
 };
 /* p is moved in place. */
 void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t seed, struct reg_reference *out);
