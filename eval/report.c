@@ -29,7 +29,7 @@ static struct opt options[] = {
     {.name = "out", .type = OPT_STR, .value = &out_file, .arg = "FILE", .help = "write to FILE, not to standard output", .flags = OPT_NO_KEY},
     {.name = "label", .type = OPT_LIST, .value = &labels, .flags = OPT_HIDDEN}, /* here a choice, so the common one is shadowed */
     {.name = "table", .type = OPT_STR, .value = &which, .arg = "WHICH",
-     .choices = "all|scores|missing|distances|failures|entities|loss|training", .help = "only this table"},
+     .choices = "all|scores|ablations|missing|distances|failures|entities|loss|training", .help = "only this table"},
     {.name = "status", .type = OPT_FLAG, .value = &status, .help = "what ran, is running or failed, and why"},
     {.name = "last", .type = OPT_INT, .value = &last, .arg = "N", .help = "runs that --status shows", .min = 1, .max = 1e6},
     {.name = "curve", .type = OPT_INT, .value = &curve, .arg = "RUN", .help = "the loss curve of that run alone, as SVG", .min = 0, .max = 9e15},
@@ -113,18 +113,20 @@ static void emit(struct report *r, struct table *t, bool even_empty)
 
 /* ---- the paper ---- */
 
-/* Rows of the paper, as far as its figures are known here (arXiv 2601.12641; NaN: not given), and how to fill
+/* Rows of the paper, as far as its figures are known here (arXiv 2601.12641; NaN: not known), and how to fill
  * them.  A label belongs to a row if it is the row's or begins with it: "SFT with RAG, Qwen". */
 static const struct paper_row {
     const char *label, *shown;
     double cr, rr, mscd, aec;
     const char *command; /* %s: the label */
 } paper[] = {
-    {"ground truth", "ground truth", NAN, NAN, NAN, 265.64, "build/bin/entity-stats --label '%s' DIR-OF-TRUE-PARTS"},
-    {"Text2CAD", "Text2CAD", NAN, 98.38, 3.99, 390.41, "build/bin/renderability --label '%s' DIR-OF-ITS-PARTS, and the other evaluators likewise"},
-    {"SFT with RAG", "STEP-LLM, SFT with RAG", 97.00, 95.18, 0.53, 240.99, "make eval CKPT=runs/qwen LABEL='%s'"},
-    {"SFT without RAG", "STEP-LLM, SFT without RAG", NAN, NAN, NAN, NAN, "make eval CKPT=ADAPTER-TRAINED-WITHOUT-RAG LABEL='%s'"},
-    {"SFT without DFS", "STEP-LLM, SFT without DFS", NAN, NAN, NAN, NAN, "make eval CKPT=ADAPTER-TRAINED-ON-UNORDERED-STEP LABEL='%s'"},
+    {"ground truth", "ground truth", NAN, NAN, NAN, 265.64, "make eval PARTS=datasets/work/abc/truth LABEL='%s'"},
+    {"Text2CAD", "Text2CAD", NAN, 98.38, 3.99, 390.41, "make eval PARTS=DIR-OF-ITS-PARTS LABEL='%s'"},
+    {"SFT with RAG", "STEP-LLM, SFT with RAG", 97.00, 95.18, 0.53, 240.99, "make train MODEL=qwen && make eval CKPT=runs/qwen LABEL='%s'"},
+    {"SFT with RAG, Qwen", "STEP-LLM on Qwen2.5-3B, SFT with RAG", NAN, NAN, NAN, NAN, "make train MODEL=qwen && make eval CKPT=runs/qwen LABEL='%s'"},
+    {"SFT with RAG, Llama", "STEP-LLM on Llama-3.2-3B, SFT with RAG", NAN, NAN, NAN, NAN, "make train MODEL=llama && make eval CKPT=runs/llama LABEL='%s'"},
+    {"SFT without RAG", "STEP-LLM, SFT without RAG", NAN, NAN, NAN, NAN, "make train MODEL=qwen OUT=runs/no-rag ARGS='-o rag=false' && make eval CKPT=runs/no-rag LABEL='%s'"},
+    {"SFT without DFS", "STEP-LLM, SFT without DFS", NAN, NAN, NAN, NAN, "make data NAME=no-dfs ORDER=original && make train MODEL=qwen DATA=datasets/work/no-dfs OUT=runs/no-dfs && make eval CKPT=runs/no-dfs DATA=datasets/work/no-dfs LABEL='%s'"},
     {"GRPO", "STEP-LLM, GRPO", 99.00, 92.00, 0.098, NAN, "make eval CKPT=ADAPTER-OF-GRPO LABEL='%s'"},
 };
 
@@ -134,10 +136,28 @@ static bool belongs(const char *label, const struct paper_row *p)
     return !strncasecmp(label, p->label, n) && (!label[n] || strchr(" ,;:(/-_", label[n]));
 }
 
-static bool in_paper(const char *label)
+/* The row of the paper that a label fills: the one that says most of it; NULL: none. */
+static const struct paper_row *row_of(const char *label)
 {
+    const struct paper_row *best = NULL;
     for (size_t i = 0; i < ARRAY_LEN(paper); i++)
-        if (belongs(label, &paper[i]))
+        if (belongs(label, &paper[i]) && (!best || strlen(paper[i].label) > strlen(best->label)))
+            best = &paper[i];
+    return best;
+}
+
+/* Rows of scripts/ablation.sh: its name of a row, and the label. */
+static const char *const ablations[][2] = {
+    {"named", "children first"}, {"retrieval", "children first, with retrieval"}, {"parent", "parents first"},
+    {"bare", "children first, no annotations"}, {"compact", "children first, compact"}, {"shipped", "compact, no annotations, lean tokens"},
+    {"native", "OpenCASCADE's file, its order"}, {"native-children", "OpenCASCADE's file, children first"},
+    {"native-reference", "OpenCASCADE's file, children first, reference rounding"},
+};
+
+static bool is_ablation(const char *label)
+{
+    for (size_t i = 0; i < ARRAY_LEN(ablations); i++)
+        if (!strcmp(ablations[i][1], label))
             return true;
     return false;
 }
@@ -168,11 +188,10 @@ static void add_score_row(struct table *t, const struct score_row *s)
 static void add_paper_row(struct table *t, const struct paper_row *p)
 {
     const double v[] = {p->cr, p->rr, p->mscd, NAN, p->aec};
-    if (isnan(p->cr) && isnan(p->rr) && isnan(p->mscd) && isnan(p->aec))
-        return;
+    bool known = !(isnan(p->cr) && isnan(p->rr) && isnan(p->mscd) && isnan(p->aec));
     table_row(t, "paper");
     table_text(t, "%s", p->shown);
-    table_text(t, "reported in the paper");
+    table_text(t, known ? "reported in the paper" : "in the paper, figures not kept here");
     for (size_t i = 0; i < ARRAY_LEN(v); i++)
         table_interval(t, &(struct stats_interval){v[i], NAN, NAN, 0}, 1);
 }
@@ -206,24 +225,39 @@ static void scores_notes(const struct report *r, struct table *t)
                        r->scores.label[i].label, r->scores.label[i].not_generated);
 }
 
-static void table_scores(struct report *r)
+static struct table *score_table(const char *name, const char *title)
 {
     static const struct table_column columns[] = {
         {"method", "method", TABLE_TEXT_CELLS, 0}, {"scored", "scored", TABLE_TEXT_CELLS, 0}, {"cr", "CR %", TABLE_INTERVAL, 2},
         {"rr", "RR %", TABLE_INTERVAL, 2}, {"mscd", "MSCD", TABLE_INTERVAL, -3}, {"mscd_failed_worst", "failed = worst", TABLE_INTERVAL, -3},
         {"aec", "AEC", TABLE_INTERVAL, 2}, {"n", "N", TABLE_TEXT_CELLS, 0}};
-    struct table *t = table_new("scores", "Scores", columns, ARRAY_LEN(columns));
+    return table_new(name, title, columns, ARRAY_LEN(columns));
+}
+
+static void table_scores(struct report *r)
+{
+    struct table *t = score_table("scores", "Scores");
     for (size_t p = 0; p < ARRAY_LEN(paper); p++) {
         add_paper_row(t, &paper[p]);
         for (size_t i = 0; i < r->scores.n; i++)
-            if (belongs(r->scores.v[i].label, &paper[p]))
+            if (row_of(r->scores.v[i].label) == &paper[p])
                 add_score_row(t, &r->scores.v[i]);
     }
     for (size_t i = 0; i < r->scores.n; i++)
-        if (!in_paper(r->scores.v[i].label))
+        if (!row_of(r->scores.v[i].label) && !is_ablation(r->scores.v[i].label))
             add_score_row(t, &r->scores.v[i]);
     scores_notes(r, t);
     emit(r, t, true);
+}
+
+static void table_ablations(struct report *r)
+{
+    struct table *t = score_table("ablations", "Ablations: small models that differ in one thing (scripts/ablation.sh)");
+    for (size_t k = 0; k < ARRAY_LEN(ablations); k++)
+        for (size_t i = 0; i < r->scores.n; i++)
+            if (!strcmp(r->scores.v[i].label, ablations[k][1]))
+                add_score_row(t, &r->scores.v[i]);
+    emit(r, t, !strcmp(which, "ablations"));
 }
 
 /* Rows of the paper that no label fills, and labels that lack a tool's run. */
@@ -236,7 +270,7 @@ static void table_missing(struct report *r)
     for (size_t p = 0; p < ARRAY_LEN(paper) && !labels.n; p++) {
         bool have = false;
         for (size_t i = 0; i < r->scores.n; i++)
-            have |= belongs(r->scores.v[i].label, &paper[p]);
+            have |= row_of(r->scores.v[i].label) == &paper[p];
         if (have)
             continue;
         const char *mark = strstr(paper[p].command, "%s");
@@ -246,6 +280,17 @@ static void table_missing(struct report *r)
         table_text(t, "all");
         table_text(t, "%s", command);
         free(command);
+    }
+    for (size_t k = 0; k < ARRAY_LEN(ablations) && !labels.n; k++) {
+        bool have = false;
+        for (size_t i = 0; i < r->scores.n; i++)
+            have |= !strcmp(r->scores.v[i].label, ablations[k][1]);
+        if (have)
+            continue;
+        table_row(t, "");
+        table_text(t, "ablation: %s", ablations[k][1]);
+        table_text(t, "all");
+        table_text(t, "ROWS=%s DB=%s scripts/ablation.sh", ablations[k][0], r->t->db_path);
     }
     for (size_t l = 0; l < r->scores.n_labels; l++) {
         const char *label = r->scores.label[l].label;
@@ -1009,6 +1054,8 @@ static int tables(struct report *r)
     int rc = ERR_OK;
     if (wanted("scores"))
         table_scores(r);
+    if (wanted("ablations"))
+        table_ablations(r);
     if (wanted("distances"))
         table_distances(r);
     if (wanted("failures"))

@@ -25,6 +25,7 @@ The pipeline
   make train MODEL=qwen DATA=DIR  fine-tuning -> runs/MODEL                  (configs/: $(basename $(notdir $(wildcard configs/*.conf))))
                                   GPUS=n: as n processes; RESUME=1: only on from a checkpoint; scripts/train.sh lists the rest
   make eval CKPT=DIR DATA=DIR LABEL=TEXT   parts of the test split, their scores, the tables
+  make eval PARTS=DIR LABEL=TEXT [TRUTH=DIR]   parts from elsewhere as a row of the tables
   make tables                     every table that the runs so far can fill, and runs/report.html
   make status                     what ran, is running or failed, and why
 
