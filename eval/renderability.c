@@ -176,7 +176,7 @@ static void check_shape(const struct part *p, struct reasons *r)
         add_reason(r, "gap: edges or vertices %g mm apart", p->tolerance);
     if (p->checked && !p->valid)
         add_reason(r, "invalid: %s", p->invalid);
-    if (p->n_solids && !(p->min_solid_volume > 0))
+    if (p->n_solids && !(p->min_solid_volume > 1e-12 * d * sqrt(d))) /* a flat one's is 0 but for rounding */
         add_reason(r, "volume: a solid of %g mm^3", p->min_solid_volume);
 }
 

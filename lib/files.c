@@ -16,7 +16,7 @@ const char *const STEP_SUFFIXES[] = {".step", ".stp", NULL};
 
 static int errno_set(const char *path)
 {
-    return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    return err_set(errno == ENOMEM ? ERR_NOMEM : ERR_IO, "%s: %s", path, strerror(errno));
 }
 
 static int too_big(const char *path, size_t size, size_t max)

@@ -4,6 +4,11 @@ ORDERING_PARTS ?= 500
 TEST_PROGRAMS += $(if $(HAVE_OCCT),$(B)/tests/ordering)
 $(eval $(call executable,$(B)/tests/ordering,$(O)/tests/golden/chamfer/ordering.o,occt))
 
+# The original's recorded figures and the golden files: all of them (the default suite takes every sixth).
+.PHONY: test-metrics
+test-metrics: all
+	@if [ -d '$(SHARED)/golden' ]; then $(PYTHON) tests/golden/chamfer/check.py $(B)/bin '$(SHARED)/golden' all; else echo 'SKIP: SHARED=DIR with the golden files is not here'; fi
+
 # ORDERING_PARTS made-up parts, each against moved, scaled, cut, boxed and noisy variants of itself (7 minutes on 2 cores)
 test-ordering: all $(if $(HAVE_OCCT),$(B)/tests/ordering)
 	@$(B)/bin/synth --count $(ORDERING_PARTS) --seed 7 --out $(B)/ordering --db none -q > /dev/null

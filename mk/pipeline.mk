@@ -37,6 +37,7 @@ Building and checking
   make sanitize                   the same under AddressSanitizer and UndefinedBehaviorSanitizer
   make torture                    every tool killed again and again on its way   (KILLS=25 SEED=1)
   make fuzz                       random and damaged STEP text, under sanitizers  (FUZZ_SECONDS=60)
+  make test-metrics, test-ordering     the metrics against the original's figures; against 500 parts' variants
   make fuzz-occt                  10,000 damaged files through renderability and chamfer  (FUZZ_FILES=, FUZZ_CORPUS=DIR)
   make test-tokenizer             token ids against Hugging Face's library        (REFPYTHON=..)
   make test-gpu                   what needs a GPU
