@@ -66,6 +66,17 @@ static int open_grammar(const struct session_options *o, struct session *s)
     return grammar_new(s->tok, &g, &s->grammar);
 }
 
+/* What was out of memory is of no use to anybody; how much there is, is. */
+static int no_room(const struct session_options *o, enum th_device device)
+{
+    size_t used, peak, left = 0;
+    if (device == TH_CUDA)
+        th_memory(device, &used, &peak, &left);
+    return device == TH_CUDA ? err_set(ERR_NOMEM, "%s: the weights do not fit into the GPU's memory, of which %.1f GB are free: end what else is there, or take --device cpu",
+                                       o->model, (double)left / 1e9) :
+                               err_set(ERR_NOMEM, "%s: the weights do not fit into memory", o->model);
+}
+
 int session_open(const struct session_options *o, struct session *s)
 {
     int rc = session_open_library(o, s);
@@ -80,7 +91,7 @@ int session_open(const struct session_options *o, struct session *s)
     enum th_dtype dtype = !strcmp(o->dtype, "float32") || (!strcmp(o->dtype, "auto") && s->device == TH_CPU) ? TH_F32 : TH_BF16;
     th_set_threads(o->threads);
     if ((rc = model_load(o->model, dtype, s->device, &s->m)) < 0)
-        return rc;
+        return rc == ERR_NOMEM ? no_room(o, s->device) : rc;
     if (tok_n_ids(s->tok) > s->m->cfg.vocab)
         return err_set(ERR_FORMAT, "tokenizer and model do not fit: %d ids, %lld rows", (int)tok_n_ids(s->tok), (long long)s->m->cfg.vocab);
     if (o->adapter && (rc = lora_load(s->m, o->adapter, false, NULL)) == ERR_OK && !o->unmerged)

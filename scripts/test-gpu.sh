@@ -95,6 +95,25 @@ print("full", flush=True); time.sleep(60)' > "$dir/hog" & local hog=$!
     [ $rc = 3 ] && grep -q 'a pass of 8 records, 32000 tokens, finds no room.*--pass-tokens 16000 halves it.*, or --memory low' "$dir/oom.err" && [ ! -e "$dir/oom" ]
 }
 try out-of-memory full
+# Likewise generate, with less and less room, until there is none for its keys and values, for the weights, for CUDA itself.
+tight() {
+    local room rc
+    for room in 1100 800 600 400 60; do
+        python3 -c "import torch, time
+free = torch.cuda.mem_get_info()[0]
+hog = torch.empty(free - ($room << 20), dtype=torch.uint8, device='cuda')
+print('full', flush=True); time.sleep(60)" > "$dir/hog" & local hog=$!
+        for i in $(seq 300); do grep -q full "$dir/hog" && break; sleep 0.1; done
+        "$b/bin/generate" --model "$dir/small" --tokenizer "$dir/arch" --caption "A part." --out "$dir/tight" --max-new-tokens 40 --device cuda --db none -q 2> "$dir/tight.err" > /dev/null
+        rc=$?
+        kill $hog; wait $hog 2> /dev/null
+        echo "room for $room MB: exit $rc"; cat "$dir/tight.err"
+        [ $rc != 0 ] || { rm -rf "$dir/tight"; continue; }
+        [ $rc = 3 ] && [ "$(wc -l < "$dir/tight.err")" = 1 ] && grep -qE 'lower --|--device cpu' "$dir/tight.err" && [ ! -e "$dir/tight" ] || return 1
+    done
+    [ $rc = 3 ]
+}
+try generate-out-of-memory tight
 generate() { "$b/bin/generate" --model "$dir/base" --adapter "$dir/$1" --captions "$dir/data/val.json" --out "$dir/gen-$2" --max-new-tokens 60 \
     --batch 4 --db none -q --device "$2" --dtype float32; }
 both() { generate cuda cuda && generate cuda cpu && diff -r "$dir/gen-cuda/raw" "$dir/gen-cpu/raw"; }

@@ -70,7 +70,10 @@ int caught() noexcept
     } catch (const c10::OutOfMemoryError &e) {
         return err_set(ERR_NOMEM, "out of device memory: %s", e.what_without_backtrace());
     } catch (const c10::Error &e) {
-        return err_set(ERR_EXTERN, "libtorch: %s", e.what_without_backtrace());
+        const char *text = e.what_without_backtrace();
+        if (strstr(text, "out of memory")) // of CUDA itself, not of the allocator; advice for debugging follows in further lines
+            return err_set(ERR_NOMEM, "out of device memory: %.*s", static_cast<int>(strcspn(text, "\n")), text);
+        return err_set(ERR_EXTERN, "libtorch: %s", text);
     } catch (const std::bad_alloc &) {
         return err_set(ERR_NOMEM, "out of memory");
     } catch (const std::exception &e) {
