@@ -6,6 +6,7 @@
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <strings.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,6 +14,11 @@
 #include "lib/err.h"
 
 const char *const STEP_SUFFIXES[] = {".step", ".stp", NULL};
+
+static int64_t mtime_ns(const struct stat *st)
+{
+    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
+}
 
 static int errno_set(const char *path)
 {
@@ -50,6 +56,29 @@ static int read_stream(const char *path, int fd, size_t max, struct file_map *ou
     return ERR_OK;
 }
 
+/* A regular file's n bytes, or fewer if it shrank meanwhile.  A read is cheaper than a mapping's page faults
+ * for the usual STEP file. */
+static int read_whole(const char *path, int fd, size_t n, struct file_map *out)
+{
+    char *data = xmalloc(n + 1);
+    size_t got = 0;
+    while (got < n) {
+        ssize_t k = read(fd, data + got, n - got);
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0) {
+            free(data);
+            return errno_set(path);
+        }
+        if (!k)
+            break;
+        got += (size_t)k;
+    }
+    out->data = out->heap = data;
+    out->size = got;
+    return ERR_OK;
+}
+
 int file_map(const char *path, size_t max, struct file_map *out)
 {
     struct stat st;
@@ -68,17 +97,19 @@ int file_map(const char *path, size_t max, struct file_map *out)
         rc = read_stream(path, fd, max, out);
     } else if (max && (size_t)st.st_size > max) {
         rc = too_big(path, (size_t)st.st_size, max);
-    } else if (st.st_size > 0 && st.st_size < 256 * 1024) {
-        /* A read is cheaper than a mapping's page faults for the usual STEP file. */
-        rc = read_stream(path, fd, max, out);
-    } else if (st.st_size > 0) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) {
-            rc = errno_set(path);
-        } else {
-            madvise(p, (size_t)st.st_size, MADV_SEQUENTIAL);
-            *out = (struct file_map){.data = p, .size = (size_t)st.st_size, .mapped = true};
+    } else {
+        if (st.st_size > 0 && st.st_size < 256 * 1024) {
+            rc = read_whole(path, fd, (size_t)st.st_size, out);
+        } else if (st.st_size > 0) {
+            void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+            if (p == MAP_FAILED) {
+                rc = errno_set(path);
+            } else {
+                madvise(p, (size_t)st.st_size, MADV_SEQUENTIAL);
+                *out = (struct file_map){.data = p, .size = (size_t)st.st_size, .mapped = true};
+            }
         }
+        out->stamp = (struct file_stamp){(uint64_t)st.st_size, mtime_ns(&st), true};
     }
     close(fd);
     return rc;
@@ -104,13 +135,13 @@ bool path_exists(const char *path)
     return access(path, F_OK) == 0;
 }
 
-int file_stamp(const char *path, uint64_t *size, int64_t *mtime_ns)
+int file_stamp(const char *path, uint64_t *size, int64_t *when)
 {
     struct stat st;
     if (stat(path, &st) < 0)
         return errno_set(path);
     *size = (uint64_t)st.st_size;
-    *mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    *when = mtime_ns(&st);
     return ERR_OK;
 }
 
@@ -214,23 +245,98 @@ int remove_tree(const char *dir)
     return remove_at(AT_FDCWD, dir) == 0 ? ERR_OK : errno_set(dir);
 }
 
-int atomic_open(struct atomic_file *a, const char *path)
+/* The part of path, opened and locked: its descriptor, or -1 with errno. */
+static int open_part(const char *dir, const char *base, char **tmp)
+{
+    struct stat mine, named;
+    *tmp = xasprintf("%s/.%s.part", dir, base);
+    int fd = open(*tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    bool left = fd < 0 && errno == EEXIST; /* by a process that was killed, or that still writes */
+    if (left)
+        fd = open(*tmp, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 && !left)
+        return -1;
+    /* Where there are no locks, there are none: the system's, not the writer's, fault. */
+    bool ours = fd >= 0 && (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) && fstat(fd, &mine) == 0;
+    if (ours && left) /* it may have got its name meanwhile */
+        ours = stat(*tmp, &named) == 0 && named.st_ino == mine.st_ino && named.st_dev == mine.st_dev && ftruncate(fd, 0) == 0;
+    else
+        ours = ours && !mine.st_size;
+    if (ours)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    free(*tmp);
+    *tmp = xasprintf("%s/.%s.%d.part", dir, base, (int)getpid());
+    return open(*tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+}
+
+static int open_for(struct atomic_file *a, const char *path, int *fd)
 {
     *a = (struct atomic_file){0};
-    if (path_is_dir(path))
-        return err_set(ERR_IO, "%s: is a directory, a file is due", path);
     char *dir = path_dirname(path);
-    int rc = mkdir_p(dir);
-    if (rc == ERR_OK) {
-        a->path = xstrdup(path);
-        a->tmp = xasprintf("%s/.%s.part", dir, path_basename(path));
-        a->f = fopen(a->tmp, "wbe");
-        if (!a->f)
+    const char *base = path_basename(path);
+    int rc = ERR_OK;
+    if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) {
+        rc = err_set(ERR_IO, "%s: is a directory, a file is due", path);
+    } else {
+        *fd = open_part(dir, base, &a->tmp);
+        if (*fd < 0 && (errno == ENOENT || errno == ENOTDIR) && (rc = mkdir_p(dir)) == ERR_OK) {
+            free(a->tmp);
+            *fd = open_part(dir, base, &a->tmp);
+        }
+        if (rc == ERR_OK && *fd < 0)
             rc = errno_set(a->tmp);
     }
     free(dir);
-    if (rc < 0)
+    if (rc < 0) {
+        free(a->tmp);
+        a->tmp = NULL;
+        return rc;
+    }
+    a->path = xstrdup(path);
+    return ERR_OK;
+}
+
+/* Gives the part its name while it is still open: closed it would be unlocked, and another process might take it over.
+ * Some file systems tell only on closing what went wrong, so a copy of the descriptor is closed ahead. */
+static int rename_part(struct atomic_file *a, int fd)
+{
+    int copy = dup(fd);
+    if (copy >= 0 && close(copy) < 0)
+        return errno_set(a->path);
+    if (rename(a->tmp, a->path) < 0)
+        return errno == EISDIR || errno == ENOTEMPTY ? err_set(ERR_IO, "%s: is a directory, a file is due", a->path)
+                                                     : errno_set(a->path);
+    free(a->tmp);
+    a->tmp = NULL;
+    return ERR_OK;
+}
+
+static void sync_folder(const char *path)
+{
+    char *dir = path_dirname(path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    free(dir);
+}
+
+int atomic_open(struct atomic_file *a, const char *path)
+{
+    int fd, rc = path_is_dir(path) ? err_set(ERR_IO, "%s: is a directory, a file is due", path) : open_for(a, path, &fd);
+    if (rc < 0) {
+        *a = (struct atomic_file){0};
+        return rc;
+    }
+    a->f = fdopen(fd, "wb");
+    if (!a->f) {
+        rc = errno_set(a->tmp);
+        close(fd);
         atomic_abort(a);
+    }
     return rc;
 }
 
@@ -239,24 +345,13 @@ int atomic_commit(struct atomic_file *a, bool sync)
     int rc = ERR_OK;
     if (fflush(a->f) != 0 || ferror(a->f) || (sync && fsync(fileno(a->f)) < 0))
         rc = errno_set(a->path);
+    if (rc == ERR_OK)
+        rc = rename_part(a, fileno(a->f));
     if (fclose(a->f) != 0 && rc == ERR_OK)
         rc = errno_set(a->path);
     a->f = NULL;
-    if (rc == ERR_OK && rename(a->tmp, a->path) < 0)
-        rc = errno_set(a->path);
-    if (rc == ERR_OK) {
-        free(a->tmp);
-        a->tmp = NULL;
-    }
-    if (rc == ERR_OK && sync) { /* the name must survive too */
-        char *dir = path_dirname(a->path);
-        int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd >= 0) {
-            fsync(fd);
-            close(fd);
-        }
-        free(dir);
-    }
+    if (rc == ERR_OK && sync) /* the name must survive too */
+        sync_folder(a->path);
     atomic_abort(a);
     return rc;
 }
@@ -275,15 +370,25 @@ void atomic_abort(struct atomic_file *a)
 int file_write(const char *path, const void *data, size_t n, bool sync)
 {
     struct atomic_file a;
-    int rc = atomic_open(&a, path);
+    int fd, rc = open_for(&a, path, &fd);
     if (rc < 0)
         return rc;
-    if (n && fwrite(data, 1, n, a.f) != n) {
-        rc = errno_set(path);
-        atomic_abort(&a);
-        return rc;
+    for (size_t at = 0; rc == ERR_OK && at < n;) {
+        ssize_t k = write(fd, (const char *)data + at, n - at);
+        if (k < 0 && errno != EINTR)
+            rc = errno_set(path);
+        at += k > 0 ? (size_t)k : 0;
     }
-    return atomic_commit(&a, sync);
+    if (rc == ERR_OK && sync && fsync(fd) < 0)
+        rc = errno_set(path);
+    if (rc == ERR_OK)
+        rc = rename_part(&a, fd);
+    if (close(fd) < 0 && rc == ERR_OK)
+        rc = errno_set(path);
+    if (rc == ERR_OK && sync)
+        sync_folder(path);
+    atomic_abort(&a);
+    return rc;
 }
 
 int file_copy(const char *from, const char *to, bool sync)

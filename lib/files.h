@@ -2,7 +2,9 @@
  *
  * Outputs appear under their final name only whole: they are written as
  * ".NAME.part" beside it and renamed.  A killed tool leaves at most such a
- * dot-file, which the next run overwrites and directory walks ignore.
+ * dot-file, which the next run overwrites and directory walks ignore.  Two
+ * processes that write the same file at once do not mix: the part is locked, and
+ * who finds it so takes ".NAME.PID.part"; the last to finish stands.
  */
 #ifndef LIB_FILES_H
 #define LIB_FILES_H
@@ -14,12 +16,20 @@
 
 #include "lib/mem.h"
 
+/* Size and modification time, to see whether a file changed. */
+struct file_stamp {
+    uint64_t size;
+    int64_t mtime_ns;
+    bool known;
+};
+
 /* ---- reading ---- */
 struct file_map {
     const char *data; /* not NUL-terminated; non-NULL even when size is 0 */
     size_t size;
     bool mapped;
     char *heap; /* owned, when read rather than mapped */
+    struct file_stamp stamp; /* of the file when it was opened */
 };
 /* The bytes of a regular file (or of standard input for "-") of at most max_bytes
  * (0: no limit).  ERR_IO: cannot be read, or is a directory; ERR_NOMEM: too big. */

@@ -86,6 +86,7 @@ struct pending {
 struct rundb {
     sqlite3 *sq;
     char *path;
+    int version; /* of the schema that was found */
     sqlite3_stmt *stmt[N_STMT];
     int64_t run;
     int attempt;
@@ -114,7 +115,7 @@ static int set_wal(struct rundb *db)
             usleep(20000);
         sq = sqlite3_exec(db->sq, "PRAGMA journal_mode=WAL", NULL, NULL, NULL);
     }
-    return sq == SQLITE_OK ? exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON") : sq_err(db, "database");
+    return sq == SQLITE_OK ? ERR_OK : sq_err(db, "database");
 }
 
 static int open_at(const char *path, int flags, struct rundb **out)
@@ -134,7 +135,7 @@ static int open_at(const char *path, int flags, struct rundb **out)
         sqlite3_finalize(s);
         goto fail;
     }
-    int version = sqlite3_column_int(s, 0);
+    int version = db->version = sqlite3_column_int(s, 0);
     sqlite3_finalize(s);
     if (version > SCHEMA_VERSION) {
         rc = err_set(ERR_FORMAT, "%s: made by a newer version of this program (schema %d, this one knows %d)", path,
@@ -158,13 +159,24 @@ int rundb_open(const char *path, struct rundb **out)
     if ((rc = open_at(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, out)) < 0)
         return rc;
     struct rundb *db = *out;
-    rc = set_wal(db);
+    if (db->version == SCHEMA_VERSION) {
+        rc = exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON");
+        if (rc == ERR_OK)
+            return ERR_OK;
+    }
+    /* A new one: while nothing is in it, nothing needs to wait for the disk. */
+    if (rc == ERR_OK)
+        rc = exec(db, "PRAGMA synchronous=OFF");
+    if (rc == ERR_OK)
+        rc = set_wal(db);
     if (rc == ERR_OK && (rc = exec(db, "BEGIN IMMEDIATE")) == ERR_OK) {
         char set[64];
         snprintf(set, sizeof set, "PRAGMA user_version=%d; COMMIT", SCHEMA_VERSION);
         rc = exec(db, SCHEMA);
         if (rc == ERR_OK)
             rc = exec(db, set);
+        if (rc == ERR_OK)
+            rc = exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON");
     }
     if (rc < 0) {
         rundb_close(db);
@@ -418,12 +430,17 @@ int rundb_item(struct rundb *db, const struct run_item *it)
     p.v[3] = vtext(it->reason);
     p.v[4] = vreal(it->seconds);
     p.v[5] = vint(db->attempt);
-    if (it->input && input_stamp(it->input, &size, &mtime)) {
+    if (it->input_stamp.known) {
+        p.v[6] = vint((int64_t)it->input_stamp.size);
+        p.v[7] = vint(it->input_stamp.mtime_ns);
+    } else if (it->input && input_stamp(it->input, &size, &mtime)) {
         p.v[6] = vint((int64_t)size);
         p.v[7] = vint(mtime);
     }
     p.v[8] = vtext(it->output);
-    if (it->output && file_stamp(it->output, &size, &mtime) == ERR_OK)
+    if (it->output_stamp.known)
+        p.v[9] = vint((int64_t)it->output_stamp.size);
+    else if (it->output && file_stamp(it->output, &size, &mtime) == ERR_OK)
         p.v[9] = vint((int64_t)size);
     p.v[10] = vtext(it->result);
     return put(db, &p);

@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lib/files.h"
+
 struct sqlite3;
 struct rundb;
 
@@ -62,6 +64,8 @@ struct run_item {
                            paths, a line each: their sizes and times added up */
     const char *output; /* path whose size is recorded; or NULL */
     const char *result; /* one JSON object, the tool's --json line; or NULL */
+    /* If known: input as it was when it was read, output as it was written; else they are looked at now. */
+    struct file_stamp input_stamp, output_stamp;
 };
 int rundb_item(struct rundb *db, const struct run_item *item);
 /* True if item is recorded as done in this run, and input (if given) is as it was

@@ -9,11 +9,13 @@
 
 /* ---- lexer ---- */
 
-enum { C_SPACE = 1, C_DIGIT = 2, C_UPPER = 4, C_LOWER = 8, C_HEX = 16 };
+/* C_PLAIN: stands for itself wherever it is. */
+enum { C_SPACE = 1, C_DIGIT = 2, C_UPPER = 4, C_LOWER = 8, C_HEX = 16, C_PLAIN = 32 };
 static const unsigned char class[256] = {
     [0 ... 32] = C_SPACE, [127] = C_SPACE,
-    ['0' ... '9'] = C_DIGIT | C_HEX, ['A' ... 'F'] = C_UPPER | C_HEX, ['G' ... 'Z'] = C_UPPER, ['_'] = C_UPPER,
-    ['a' ... 'z'] = C_LOWER,
+    ['0' ... '9'] = C_DIGIT | C_HEX | C_PLAIN, ['A' ... 'F'] = C_UPPER | C_HEX | C_PLAIN,
+    ['G' ... 'Z'] = C_UPPER | C_PLAIN, ['_'] = C_UPPER | C_PLAIN, ['a' ... 'z'] = C_LOWER,
+    ['('] = C_PLAIN, [')'] = C_PLAIN, [','] = C_PLAIN, ['.'] = C_PLAIN, ['-'] = C_PLAIN, ['+'] = C_PLAIN, ['$'] = C_PLAIN,
 };
 #define IS(c, classes) (class[(unsigned char)(c)] & (classes))
 
@@ -749,6 +751,60 @@ static int parse_instance(struct parser *ps)
     return ERR_OK;
 }
 
+/* The usual instance, "#n = KEYWORD(plain parameters);", if it stands next: again for speed alone.  False: nothing is
+ * taken. */
+static bool plain_instance(struct parser *ps)
+{
+    struct step_file *f = ps->f;
+    const char *start = ps->p, *end = ps->end, *p = start;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (p >= end || *p != '#' || f->n >= STEP_NONE - 1)
+        return false;
+    struct step_entity e = {.off = (uint32_t)(p - f->text), .ref = (uint32_t)f->n_refs, .section = (uint16_t)(f->n_sections - 1)};
+    const char *digits = ++p;
+    for (; p < end && IS(*p, C_DIGIT); p++)
+        e.id = e.id * 10 + (uint64_t)(*p - '0');
+    if (p == digits || p - digits > 18)
+        return false;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (p >= end || *p++ != '=')
+        return false;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    const char *word = p;
+    if (p >= end || !IS(*p, C_UPPER))
+        return false;
+    while (p < end && IS(*p, C_UPPER | C_DIGIT))
+        p++;
+    const char *word_end = p;
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (p >= end || *p++ != '(')
+        return false;
+    int depth = 1;
+    enum params state = FIRST;
+    ps->p = p;
+    const char *close = plain_params(ps, &depth, &state);
+    if (end - close < 2 || close[0] != ')' || close[1] != ';' || depth != 1 || state == VALUE) {
+        ps->p = start;
+        f->n_refs = e.ref;
+        return false;
+    }
+    e.par = (uint32_t)(p - f->text);
+    e.par_len = (uint32_t)(close - p);
+    e.type = intern(f, word, (size_t)(word_end - word));
+    ps->p = close + 2;
+    e.len = (uint32_t)(ps->p - f->text) - e.off;
+    e.n_ref = (uint32_t)f->n_refs - e.ref;
+    if (e.id > f->max_id)
+        f->max_id = e.id;
+    ARRAY_GROW(f->v, ps->cap, f->n + 1);
+    f->v[f->n++] = e;
+    return true;
+}
+
 static int parse_header(struct parser *ps)
 {
     struct step_file *f = ps->f;
@@ -818,9 +874,15 @@ static int parse_data(struct parser *ps)
     s.body = (uint32_t)(ps->p - f->text);
     ARRAY_GROW(f->sections, ps->section_cap, f->n_sections + 1);
     f->sections[f->n_sections++] = s;
-    for (advance(ps); ps->kind == STEP_REF; advance(ps))
+    for (;;) {
+        while (plain_instance(ps))
+            ;
+        advance(ps);
+        if (ps->kind != STEP_REF)
+            break;
         if ((rc = parse_instance(ps)) < 0)
             return rc;
+    }
     struct step_section *last = &f->sections[f->n_sections - 1];
     last->n = (uint32_t)f->n - last->first;
     last->end = (uint32_t)(ps->t.s - f->text);
@@ -1019,11 +1081,16 @@ static char *put_lean(char *o, const char *s, size_t n, const struct step_ids *i
 {
     const char *p = s, *end = s + n, *start = o;
     while (p < end) {
+        while (IS(*p, C_PLAIN)) {
+            *o++ = *p++;
+            if (p == end)
+                return o;
+        }
         char c = *p;
         if (IS(c, C_SPACE)) {
             p++;
         } else if (c == '\'') {
-            const char *q = step_string_end(p, end);
+            const char *q = p + 1 < end && p[1] == '\'' && !(p + 2 < end && p[2] == '\'') ? p + 2 : step_string_end(p, end);
             for (q = q ? q : end; p < q; p++)
                 if (*p != '\n' && *p != '\r')
                     *o++ = *p;

@@ -173,9 +173,17 @@ static const char *ascii_number(const char *p, const char *end, struct buf *out)
 
 /* The number at p: where it ends (p itself if there is none).  The original's have no limit: beyond 18
  * digits, v is the first 18 mixed with the others, above all smaller numbers. */
-static const char *number(const char *p, const char *end, uint64_t *v)
+static inline const char *number(const char *p, const char *end, uint64_t *v)
 {
     int len;
+    const char *s = p;
+    uint64_t plain = 0;
+    for (; p < end && ascii_digit(*p) && p - s < 18; p++)
+        plain = plain * 10 + (uint64_t)(*p - '0');
+    *v = plain;
+    if (p >= end || (!ascii_digit(*p) && (unsigned char)*p < 0x80))
+        return p;
+    p = s;
     *v = 0;
     while ((len = digit_at(p, end))) {
         uint64_t digit = (uint64_t)digit_value(p, len);
@@ -382,6 +390,8 @@ void step_reference_round(const char *text, size_t n, int decimals, struct buf *
 
 /* ---- a map of numbers ---- */
 
+/* Keys below eight times their count, which are nearly all of a file's, stand in a table; the others are hashed.  UINT32_MAX is
+ * no value. */
 struct map {
     struct {
         uint64_t key;
@@ -389,9 +399,17 @@ struct map {
         bool used;
     } *v;
     size_t n, cap; /* cap: a power of two */
+    uint32_t *table;
+    size_t n_table, keys;
 };
 
-static uint32_t *map_at(struct map *m, uint64_t key, bool add)
+static void map_free(struct map *m)
+{
+    free(m->v);
+    free(m->table);
+}
+
+static uint32_t *hash_at(struct map *m, uint64_t key, bool add)
 {
     if (add && 2 * (m->n + 1) > m->cap) {
         struct map old = *m;
@@ -400,7 +418,7 @@ static uint32_t *map_at(struct map *m, uint64_t key, bool add)
         m->v = xcalloc(m->cap, sizeof *m->v);
         for (size_t i = 0; i < old.cap; i++)
             if (old.v[i].used)
-                *map_at(m, old.v[i].key, true) = old.v[i].value;
+                *hash_at(m, old.v[i].key, true) = old.v[i].value;
         free(old.v);
     }
     if (!m->cap)
@@ -417,6 +435,26 @@ static uint32_t *map_at(struct map *m, uint64_t key, bool add)
     m->v[i].value = UINT32_MAX;
     m->n++;
     return &m->v[i].value;
+}
+
+/* Where the key's value is, or, if it has none yet, is to be put; else NULL. */
+static inline uint32_t *map_at(struct map *m, uint64_t key, bool add)
+{
+    if (key < m->n_table && m->table[key] != UINT32_MAX)
+        return &m->table[key];
+    uint32_t *hashed = m->n ? hash_at(m, key, false) : NULL;
+    if (hashed || !add)
+        return hashed;
+    m->keys++;
+    if (key >= 8 * (uint64_t)m->keys + 1024)
+        return hash_at(m, key, true);
+    if (key >= m->n_table) {
+        size_t n = key < 512 ? 1024 : 2 * (size_t)key;
+        m->table = xrealloc(m->table, n * sizeof *m->table);
+        memset(m->table + m->n_table, 0xff, (n - m->n_table) * sizeof *m->table);
+        m->n_table = n;
+    }
+    return &m->table[key];
 }
 
 /* ---- restructure: reading ---- */
@@ -918,7 +956,7 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
                     *map_at(&key_of, lists[substituted].id[k], true) = (uint32_t)k + 1;
                 buf_clear(&keyed);
                 put_renumbered(line.s, line.s + line.n, &key_of, "ID_", 0, &ignored, &ignored, &keyed);
-                free(key_of.v);
+                map_free(&key_of);
                 item = &keyed;
                 if (root_list)
                     report->unresolved += unresolved(out->s + root_at, out->s + root_end, root_list->next);
@@ -945,7 +983,7 @@ static void put_items(struct doc *d, const uint32_t *presentations, size_t n_pre
     for (size_t i = 0; i < n_presentations; i++)
         free(lists[i].id);
     free(lists);
-    free(new_id.v);
+    map_free(&new_id);
     buf_release(&line);
     buf_release(&keyed);
 }
@@ -1018,7 +1056,7 @@ int step_reference_restructure(const char *name, const char *text, size_t n, str
     free(roots);
     free(presentations);
     free(d.v);
-    free(d.ids.v);
+    map_free(&d.ids);
     free(d.refs);
     free(d.order);
     free(d.item);
@@ -1135,7 +1173,9 @@ static void put_line(const char *s, const char *end, struct buf *out)
     size_t first = out->n;
     const char *p = s;
     while (p < end) {
-        const char *open = memmem(p, (size_t)(end - p), "/*", 2);
+        const char *open = memchr(p, '/', (size_t)(end - p));
+        while (open && (open + 1 == end || open[1] != '*'))
+            open = memchr(open + 1, '/', (size_t)(end - open - 1));
         const char *close = open ? memmem(open + 2, (size_t)(end - open - 2), "*/", 2) : NULL;
         buf_add(out, p, (size_t)((close ? open : end) - p));
         p = close ? close + 2 : end;
@@ -1158,13 +1198,16 @@ void step_reference_restore(const char *text, size_t n, struct buf *out)
     survey(text, n, &ascii, &cr, &breaks);
     bool plain = ascii && !cr && !breaks; /* lines end at LF alone */
     buf_grow(out, n);
+    const char *mark = memmem(text, n, mdgpr, sizeof mdgpr - 1); /* the next place that may be a root */
     for (const char *p = text; p < end; p = next) {
         const char *stop = plain ? memchr(p, '\n', (size_t)(end - p)) : line_end(p, end, &next);
         if (plain) {
             next = stop ? stop + 1 : end;
             stop = stop ? stop : end;
         }
-        if (!is_presentation(skip_space(p, stop), stop)) {
+        while (mark && mark < p)
+            mark = memmem(p, (size_t)(end - p), mdgpr, sizeof mdgpr - 1);
+        if (!mark || mark >= stop || !is_presentation(skip_space(p, stop), stop)) {
             put_line(p, stop, out);
             continue;
         }

@@ -126,6 +126,11 @@ static void cut(struct mend *m)
     struct statement s = {0};
     char last = 0; /* of the statement in hand, but space */
     while (p < m->end) {
+        /* Digits, capitals, points: nothing to be seen in them. */
+        for (; p < m->end && ((*p >= '0' && *p <= '9') || (*p >= 'A' && *p <= 'Z') || *p == '.' || *p == '_'); p++)
+            last = *p;
+        if (p == m->end)
+            break;
         char c = *p;
         if ((unsigned char)c <= ' ' || c == 127) {
             p++;
@@ -339,7 +344,8 @@ struct seen {
 
 static bool repeats(struct seen *seen, size_t n_seen, uint64_t id, const struct buf *out, size_t at)
 {
-    size_t k = (size_t)(id * 0x9e3779b97f4a7c15u >> 20) & (n_seen - 1);
+    /* Numbers come nearly in order: 64 neighbours stay together in memory. */
+    size_t k = ((size_t)((id >> 6) * 0x9e3779b97f4a7c15u >> 20) << 6 | (id & 63)) & (n_seen - 1);
     for (; seen[k].len; k = (k + 1) & (n_seen - 1))
         if (seen[k].id == id)
             return seen[k].len == out->n - at && !memcmp(out->s + seen[k].at, out->s + at, seen[k].len);

@@ -187,6 +187,61 @@ static double file_unit_mm(const struct step_file *f)
     return largest;
 }
 
+/* The next real of parameters that the parser has seen to be well formed; *p moves behind it. */
+static bool next_real(const char **pp, const char *end, struct step_token *t)
+{
+    const char *p = *pp;
+    while (p < end) {
+        const char *q = p + 1;
+        switch (*p) {
+        case '0' ... '9': case '+': case '-': {
+            t->s = p;
+            while (q < end && is_digit(*q))
+                q++;
+            bool real = q < end && (*q == '.' || *q == 'E' || *q == 'e');
+            if (real) {
+                q = p;
+                step_lex(&q, end, t);
+                *pp = q;
+                return true;
+            }
+            break;
+        }
+        case '.': /* .T., or .5 */
+            if (q < end && is_digit(*q)) {
+                q = p;
+                step_lex(&q, end, t);
+                *pp = q;
+                return true;
+            }
+            while (q < end && *q != '.')
+                q++;
+            q++;
+            break;
+        case '#': case 'A' ... 'Z': case '_': case '!':
+            while (q < end && (is_digit(*q) || (*q >= 'A' && *q <= 'Z') || *q == '_'))
+                q++;
+            break;
+        case '\'':
+            q = step_string_end(p, end);
+            q = q ? q : end;
+            break;
+        case '"':
+            while (q < end && *q != '"')
+                q++;
+            q++;
+            break;
+        case '/': case '\\':
+            q = step_skip_space(p, end);
+            q = q > p ? q : p + 1;
+            break;
+        }
+        p = q;
+    }
+    *pp = end;
+    return false;
+}
+
 int step_round(const char *name, const char *text, size_t n, const struct step_round_opts *opts, struct buf *out,
                struct step_round_report *report)
 {
@@ -210,10 +265,7 @@ int step_round(const char *name, const char *text, size_t n, const struct step_r
             continue;
         const char *p = text + e->par, *end = p + e->par_len;
         struct step_token t;
-        enum step_kind kind;
-        while ((kind = step_lex(&p, end, &t)) > STEP_BAD) {
-            if (kind != STEP_REAL)
-                continue;
+        while (next_real(&p, end, &t)) {
             bool changed;
             buf_add(out, from, (size_t)(t.s - from));
             put_real(t.s, t.n, report->decimals, opts, out, &changed);

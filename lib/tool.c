@@ -321,6 +321,7 @@ struct mapping {
 
 struct converted {
     struct buf note;
+    struct file_stamp in, out;
 };
 
 static void *map_one(void *ctx, size_t i, int worker, int *code)
@@ -333,11 +334,13 @@ static void *map_one(void *ctx, size_t i, int worker, int *code)
     *code = file_map(mp->list.v[i].path, m->max_bytes ? m->max_bytes : (size_t)2 << 30, &in);
     if (*code < 0)
         return r;
+    r->in = in.stamp;
     struct buf out = BUF_INIT;
     *code = m->convert(m->ctx, worker, mp->list.v[i].path, &in, &out, &r->note);
     file_unmap(&in);
     if (*code == ERR_OK)
         *code = file_write(mp->out[i], out.s, out.n, false);
+    r->out = (struct file_stamp){.size = out.n, .known = *code == ERR_OK};
     buf_release(&out);
     return r;
 }
@@ -354,6 +357,8 @@ static int map_done(void *ctx, const struct pool_item *it)
         .seconds = it->seconds,
         .input = e->path,
         .output = it->code < 0 ? NULL : mp->out[it->index],
+        .input_stamp = r->in,
+        .output_stamp = r->out,
     };
     struct buf line = BUF_INIT;
     struct jw j = JW_INIT(&line);

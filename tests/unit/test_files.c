@@ -41,6 +41,39 @@ static void a_full_disk_is_an_error_and_leaves_nothing(void **state)
     assert_false(path_exists(path));
 }
 
+static void two_that_write_one_file_do_not_mix(void **state)
+{
+    struct atomic_file first, second;
+    char *path = xstrdup(in_dir(state, "f.step"));
+    struct file_map m;
+    assert_int_equal(atomic_open(&first, path), 0);
+    fputs("the first", first.f);
+    fflush(first.f);
+    assert_int_equal(file_write(path, "another", 7, false), 0);
+    assert_int_equal(file_map(path, 0, &m), 0);
+    assert_int_equal(m.size, 7);
+    file_unmap(&m);
+    assert_int_equal(atomic_open(&second, path), 0);
+    fputs("2", second.f);
+    fputs(" goes on", first.f);
+    assert_int_equal(atomic_commit(&first, false), 0);
+    assert_int_equal(file_map(path, 0, &m), 0);
+    assert_memory_equal(m.data, "the first goes on", 17);
+    file_unmap(&m);
+    assert_int_equal(atomic_commit(&second, false), 0);
+    assert_int_equal(file_map(path, 0, &m), 0);
+    assert_int_equal(m.size, 1);
+    file_unmap(&m);
+    /* What a killed process left is taken over, and nothing of it stays. */
+    file_write(in_dir(state, ".f.step.part"), "much that was left", 18, false);
+    assert_int_equal(file_write(path, "new", 3, false), 0);
+    assert_int_equal(file_map(path, 0, &m), 0);
+    assert_int_equal(m.size, 3);
+    file_unmap(&m);
+    assert_false(path_exists(in_dir(state, ".f.step.part")));
+    free(path);
+}
+
 static void walks_are_sorted_filtered_and_sharded(void **state)
 {
     const char *const names[] = {"b/2.STEP", "a.step", "b/1.stp", "c.txt", ".hidden.step", "b/.x.step.part", "d/e/f/g.step"};
@@ -101,6 +134,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST_IN_DIR(files_appear_whole_or_not_at_all),
         TEST_IN_DIR(a_full_disk_is_an_error_and_leaves_nothing),
+        TEST_IN_DIR(two_that_write_one_file_do_not_mix),
         TEST_IN_DIR(walks_are_sorted_filtered_and_sharded),
         TEST_IN_DIR(remove_tree_does_not_follow_links),
         TEST_IN_DIR(digests_are_sha256),
