@@ -18,3 +18,8 @@ bench-step: $(B)/tests/bench-step
 .PHONY: bench-train
 bench-train: $(B)/bin/train-bench $(KERNELS)
 	@B=$(B) scripts/bench-train.sh
+
+# The metrics, beside the original's figures.
+.PHONY: bench-eval
+bench-eval: all
+	@B=$(B) SHARED='$(SHARED)' scripts/bench-eval.sh

@@ -43,6 +43,7 @@ Building and checking
   make test-gpu                   what needs a GPU
   make test-peft                  200 steps of LoRA beside Transformers and PEFT    (REFPYTHON=..)
   make bench                      speeds, beside the original's where ORIGINAL=DIR holds it
+  make bench-eval, bench-train, bench-generate   speeds of the metrics, of training and of decoding
   make format, make lint, make clean
 endef
 help:

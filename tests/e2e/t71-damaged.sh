@@ -20,6 +20,10 @@ for word in syntax unresolved-reference coordinate; do
     done
 done
 grep -q '"status":"timeout"' "$dir/reference" || echo "note: this OpenCASCADE hangs on none of them"
+# The reward of reinforcement learning waits for no hung worker, and has a number for each.
+"$BIN/geometry-reward" --db none --json -q --timeout 2 --kind paper --truth datasets/sample/steps/00000002.step --candidates "$corpus" > "$dir/reward" 2> "$dir/err" ||
+    fail "geometry-reward: exit $?: $(tail -2 "$dir/err")"
+[ "$(grep -c '"candidate":.*"reward":[01]' "$dir/reward")" = "$n" ] || fail "geometry-reward: $(grep -c '"reward":' "$dir/reward") of $n have a reward"
 "$fuzz" "$BIN" "$dir/made" 60 16 7 "$corpus" datasets/sample/steps > "$dir/out" 2>&1 || fail "$(cat "$dir/out")"
 [ "$(grep -c 'every file accounted for, no process left' "$dir/out")" = 4 ] || fail "$(cat "$dir/out")"
 echo ok
