@@ -76,7 +76,8 @@ NEED_FAISS := rag-pairs
 ALL_TOOLS := $(notdir $(TOOL_SRC:.c=))
 LACKING := $(if $(HAVE_HTTPD),,serve) $(if $(HAVE_TORCH),,$(NEED_TORCH)) $(if $(HAVE_OCCT),,$(NEED_OCCT)) $(if $(HAVE_FAISS),,$(NEED_FAISS))
 TOOLS := $(filter-out $(LACKING),$(ALL_TOOLS))
-KERNELS := $(if $(and $(KERNEL_SRC),$(HAVE_NVCC)),$(B)/lib/libkernels.so)
+# The sanitizers see no kernel's memory: compute-sanitizer's work, on a GPU.
+KERNELS := $(if $(and $(KERNEL_SRC),$(HAVE_NVCC),$(filter-out sanitize,$(CONFIG))),$(B)/lib/libkernels.so)
 
 UNIT_SRC := $(wildcard tests/unit/test_*.c)
 UNIT_TORCH := $(filter tests/unit/test_torch% tests/unit/test_model% tests/unit/test_encoder%,$(UNIT_SRC))

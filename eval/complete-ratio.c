@@ -1,6 +1,7 @@
 /* complete-ratio: how many STEP files are whole. */
 #include <stdlib.h>
 
+#include "lib/csv.h"
 #include "lib/step.h"
 #include "lib/step_reference.h"
 #include "lib/step_score.h"

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "lib/csv.h"
 #include "lib/step.h"
 #include "lib/step_reference.h"
 #include "lib/step_score.h"

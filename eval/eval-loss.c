@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "lib/csv.h"
 #include "lib/prompt.h"
-#include "lib/step_score.h"
 #include "lib/tool.h"
 #include "model/dataset.h"
 #include "model/engine.h"

@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct buf;
 struct csv;
 
 struct csv_row {
@@ -38,5 +39,8 @@ int csv_next(struct csv *c, struct csv_row *row);
 uint64_t csv_size(const struct csv *c);     /* bytes of the file, and how many are read: */
 uint64_t csv_position(const struct csv *c); /* for progress */
 void csv_close(struct csv *c);              /* NULL is fine */
+
+/* Appends one field, quoted where RFC 4180 asks for it. */
+void csv_field(struct buf *b, const char *s);
 
 #endif

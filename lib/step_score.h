@@ -1,6 +1,4 @@
-/* step_score.h: what the tools that score STEP files by their text share: which files,
- * and CSV tables beside the JSON lines.
- */
+/* step_score.h: what the tools that score STEP files by their text share: which files. */
 #ifndef LIB_STEP_SCORE_H
 #define LIB_STEP_SCORE_H
 
@@ -14,8 +12,5 @@ int score_files(struct file_list *l, const char *path);
  * the order of samples and names, and to `lacking` the samples without such a folder.
  * False: DIR is not laid out so (no sample has the folder). */
 bool score_samples(struct file_list *l, struct file_list *lacking, const char *dir, const char *sub);
-
-/* One CSV field, quoted where RFC 4180 asks for it. */
-void csv_field(struct buf *b, const char *s);
 
 #endif

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <utf8proc.h>
 
+#include "lib/csv.h"
 #include "lib/json.h"
-#include "lib/step_score.h"
 
 struct cell {
     char *text; /* NULL: none, or a number */

@@ -29,8 +29,11 @@ all-sanitize: all $(UNIT_BIN)
 	@$(SAN_ENV) tests/run.sh $(B) $(TESTS)
 
 OWN_C := $(wildcard lib/*.[ch] model/*.[ch] shim/*.h shim/*.cc prep/*.c train/*.c infer/*.c eval/*.c tests/unit/*.c)
+# The lines changed since BASE (see .clang-format); nothing where nothing was changed.
+BASE ?= HEAD
 format:
-	clang-format -i $(OWN_C)
+	@command -v clang-format-diff >/dev/null || { echo 'make format needs clang-format: apt-get install clang-format'; exit 1; }
+	@git diff -U0 --no-color $(BASE) -- '*.c' '*.h' '*.cc' '*.cu' | clang-format-diff -p1 -i
 lint: hdr-check
 	@! grep -nP '\s+$$' $(OWN_C) || { echo 'lint: trailing white space'; exit 1; }
 	@if command -v cppcheck >/dev/null; then cppcheck -q --error-exitcode=1 --std=c11 --enable=warning,portability \

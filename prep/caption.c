@@ -12,6 +12,7 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "lib/csv.h"
 #include "lib/http.h"
 #include "lib/tool.h"
 
@@ -368,21 +369,6 @@ static bool skip_part(void *ctx, size_t i)
 
 /* ---- the CSV (RFC 4180, lines ended by LF as in the published ones) ---- */
 
-static void csv_put(struct buf *b, const char *s)
-{
-    if (!strpbrk(s, ",\"\r\n")) {
-        buf_puts(b, s);
-        return;
-    }
-    buf_putc(b, '"');
-    for (; *s; s++) {
-        if (*s == '"')
-            buf_putc(b, '"');
-        buf_putc(b, *s);
-    }
-    buf_putc(b, '"');
-}
-
 static int write_csv(const struct captioning *c, size_t *n_rows)
 {
     struct buf b = BUF_INIT;
@@ -392,9 +378,9 @@ static int write_csv(const struct captioning *c, size_t *n_rows)
         json_t *o = c->v[i].caption ? json_loads(c->v[i].caption, 0, NULL) : NULL;
         const char *s = json_string_value(json_object_get(o, "description"));
         if (o && s) {
-            csv_put(&b, c->v[i].id);
+            csv_field(&b, c->v[i].id);
             buf_puts(&b, json_is_true(json_object_get(o, "isDescribable")) ? ",True," : ",False,");
-            csv_put(&b, s);
+            csv_field(&b, s);
             buf_putc(&b, '\n');
             ++*n_rows;
         }

@@ -25,6 +25,20 @@ chosen() {
     return 1
 }
 names=("$@")
+# begin, took: wall and processor time of a test (the latter tells what it costs, whatever else the machine does).
+cpu() { # of all children so far, in ms, in cpu_ms; no subshell, which would tell of its own
+    times > "$logs/.times"
+    cpu_ms=$(awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, /[ms]/); ms += t[1] * 60000 + t[2] * 1000 } printf "%d", ms }' "$logs/.times")
+}
+begin() {
+    cpu
+    start_cpu=$cpu_ms start=$(date +%s%N)
+}
+took() {
+    local ms=$((($(date +%s%N) - start) / 1000000))
+    cpu
+    printf '(%d ms, processor %d ms)\n' $ms $((cpu_ms - start_cpu))
+}
 
 for t in "$build"/tests/test_*; do
     name=$(basename "$t")
@@ -32,7 +46,7 @@ for t in "$build"/tests/test_*; do
     [ -f "tests/unit/$name.c" ] || continue
     chosen "$name" || continue
     log=$logs/$name.log
-    start=$(date +%s%N)
+    begin
     timeout 600 "$t" > "$log" 2>&1
     rc=$?
     p=$(grep -c '^\[       OK \]' "$log")
@@ -44,7 +58,8 @@ for t in "$build"/tests/test_*; do
     printf '%-28s %3d passed' "$name" "$p"
     [ "$s" -gt 0 ] && printf ', %d skipped' "$s"
     [ "$f" -gt 0 ] && printf ', %d FAILED (exit %d)' "$f" $rc
-    printf '  (%d ms)\n' $((($(date +%s%N) - start) / 1000000))
+    printf '  '
+    took
     grep -h '^SKIP' "$log"
     if [ "$f" -gt 0 ]; then failures="$failures $name"; tail -n 40 "$log"; fi
 done
@@ -54,16 +69,16 @@ for t in tests/e2e/t*.sh; do
     [ -f "$t" ] || continue
     chosen "$name" || continue
     log=$logs/$name.log
-    start=$(date +%s%N)
+    begin
     timeout 900 bash "$t" > "$log" 2>&1 < /dev/null
     rc=$?
-    took=$((($(date +%s%N) - start) / 1000000))
     case $rc in
     0) passed=$((passed + 1)); verdict=ok ;;
     77) skipped=$((skipped + 1)); verdict=skipped ;;
     *) failed=$((failed + 1)); verdict="FAILED (exit $rc)"; failures="$failures $name" ;;
     esac
-    printf '%-28s %s  (%d ms)\n' "$name" "$verdict" $took
+    printf '%-28s %s  ' "$name" "$verdict"
+    took
     grep -h '^SKIP' "$log"
     [ $rc -eq 0 ] || [ $rc -eq 77 ] || tail -n 40 "$log"
 done
