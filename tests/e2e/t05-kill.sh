@@ -18,7 +18,8 @@ export PATH=$BIN:$PATH OMP_NUM_THREADS=1
 total=0 tools=0
 
 # Results as they must agree: without what differs from run to run.
-plain() { sed -E 's/"([a-z_]*seconds?|[a-z_]*_s|[a-z_]*_mb)":[-0-9.e+]+,?//g' "$1" | sort; }
+# (In how many steps generate drafted a text depends on what it has drafted before since it was started.)
+plain() { sed -E 's/"(steps|[a-z_]*seconds?|[a-z_]*_s|[a-z_]*_mb)":[-0-9.e+]+,?//g' "$1" | sort; }
 now() { date +%s%N; }
 
 # kill_it NAME COMMAND: NAME is the tool.  Runs it undisturbed in NAME/whole, with kills in NAME/cut.  The command writes below its
