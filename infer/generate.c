@@ -106,18 +106,29 @@ static void add_request(struct generator *g, const char *id, const char *text, c
         q->why = xstrdup("not_utf8: the caption is not UTF-8");
 }
 
+static void request_release(struct request *q)
+{
+    free(q->id);
+    free(q->caption);
+    free(q->retrieve_id);
+    free(q->retrieved);
+    free(q->truth);
+    free(q->why);
+}
+
 static int read_records(struct generator *g)
 {
     struct pairs *r;
     struct pair p;
     int rc = pairs_open(captions_file, &r);
+    if (rc < 0)
+        return rc;
     while (rc >= 0 && (rc = pairs_next(r, &p)) > 0) {
         add_request(g, p.id_original, p.caption, no_rag ? NULL : p.id_retrieve, no_rag ? NULL : p.retrieved);
         if (!strcmp(layout, "original"))
             g->q[g->n - 1].truth = xstrdup(p.output);
     }
-    if (rc >= 0 || g->n)
-        pairs_close(r);
+    pairs_close(r);
     return rc;
 }
 
@@ -164,13 +175,16 @@ static int read_requests(struct generator *g)
         rc = check_id(g->q[i].id);
     if (rc == ERR_OK && !g->n)
         rc = err_set(ERR_FORMAT, "%s: holds no caption", captions_file);
+    if (rc < 0)
+        return rc;
     size_t kept = 0;
     for (size_t i = 0; i < g->n; i++)
         if ((int)(i % (size_t)g->t->shard_n) == g->t->shard_i - 1 && (!limit || (int64_t)kept < limit))
             g->q[kept++] = g->q[i];
-    if (rc == ERR_OK)
-        g->n = kept; /* those left out live as long as the process */
-    return rc;
+        else
+            request_release(&g->q[i]);
+    g->n = kept;
+    return ERR_OK;
 }
 
 /* ---- retrieval ---- */
@@ -589,5 +603,8 @@ out:;
     int code = tool_finish(&t, rc);
     engine_free(g.e);
     session_close(&g.s);
+    for (size_t i = 0; i < g.n; i++)
+        request_release(&g.q[i]);
+    free(g.q);
     return code;
 }

@@ -30,9 +30,12 @@ static int too_big(const char *path, size_t size, size_t max)
     return err_set(ERR_NOMEM, "%s: %zu bytes is over the limit of %zu", path, size, max);
 }
 
+enum { STREAM_MAX = 1 << 30 }; /* of what has no size, /dev/zero say, if the caller sets no limit */
+
 static int read_stream(const char *path, int fd, size_t max, struct file_map *out)
 {
     struct buf b = BUF_INIT;
+    max = max ? max : STREAM_MAX;
     for (;;) {
         buf_grow(&b, 1 << 16);
         ssize_t n = read(fd, b.s + b.n, b.cap - b.n - 1);
@@ -45,7 +48,7 @@ static int read_stream(const char *path, int fd, size_t max, struct file_map *ou
         if (n == 0)
             break;
         b.n += (size_t)n;
-        if (max && b.n > max) {
+        if (b.n > max) {
             size_t got = b.n;
             buf_release(&b);
             return too_big(path, got, max);
@@ -277,8 +280,13 @@ static int open_for(struct atomic_file *a, const char *path, int *fd)
     char *dir = path_dirname(path);
     const char *base = path_basename(path);
     int rc = ERR_OK;
+    struct stat st;
     if (!*base || !strcmp(base, ".") || !strcmp(base, "..")) {
         rc = err_set(ERR_IO, "%s: is a directory, a file is due", path);
+    } else if (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) {
+        /* A device or a pipe, /dev/null say, is written to: root's rename() would put a file in its place. */
+        if ((*fd = open(path, O_WRONLY | O_CLOEXEC)) < 0)
+            rc = errno_set(path);
     } else {
         *fd = open_part(dir, base, &a->tmp);
         if (*fd < 0 && (errno == ENOENT || errno == ENOTDIR) && (rc = mkdir_p(dir)) == ERR_OK) {
@@ -302,6 +310,8 @@ static int open_for(struct atomic_file *a, const char *path, int *fd)
  * Some file systems tell only on closing what went wrong, so a copy of the descriptor is closed ahead. */
 static int rename_part(struct atomic_file *a, int fd)
 {
+    if (!a->tmp)
+        return ERR_OK;
     int copy = dup(fd);
     if (copy >= 0 && close(copy) < 0)
         return errno_set(a->path);
@@ -333,7 +343,7 @@ int atomic_open(struct atomic_file *a, const char *path)
     }
     a->f = fdopen(fd, "wb");
     if (!a->f) {
-        rc = errno_set(a->tmp);
+        rc = errno_set(path);
         close(fd);
         atomic_abort(a);
     }
@@ -343,7 +353,7 @@ int atomic_open(struct atomic_file *a, const char *path)
 int atomic_commit(struct atomic_file *a, bool sync)
 {
     int rc = ERR_OK;
-    if (fflush(a->f) != 0 || ferror(a->f) || (sync && fsync(fileno(a->f)) < 0))
+    if (fflush(a->f) != 0 || ferror(a->f) || (sync && a->tmp && fsync(fileno(a->f)) < 0))
         rc = errno_set(a->path);
     if (rc == ERR_OK)
         rc = rename_part(a, fileno(a->f));
@@ -379,7 +389,7 @@ int file_write(const char *path, const void *data, size_t n, bool sync)
             rc = errno_set(path);
         at += k > 0 ? (size_t)k : 0;
     }
-    if (rc == ERR_OK && sync && fsync(fd) < 0)
+    if (rc == ERR_OK && sync && a.tmp && fsync(fd) < 0)
         rc = errno_set(path);
     if (rc == ERR_OK)
         rc = rename_part(&a, fd);

@@ -32,7 +32,7 @@ struct file_map {
     struct file_stamp stamp; /* of the file when it was opened */
 };
 /* The bytes of a regular file (or of standard input for "-") of at most max_bytes
- * (0: no limit).  ERR_IO: cannot be read, or is a directory; ERR_NOMEM: too big. */
+ * (0: no limit, but 1 GiB for what is no regular file).  ERR_IO: cannot be read, or is a directory; ERR_NOMEM: too big. */
 int file_map(const char *path, size_t max_bytes, struct file_map *out);
 void file_unmap(struct file_map *m);
 
@@ -56,7 +56,7 @@ int remove_tree(const char *dir);              /* rm -r; missing is fine; never 
 /* ---- atomic writing ---- */
 struct atomic_file {
     FILE *f;
-    char *path, *tmp;
+    char *path, *tmp; /* tmp: NULL when path is a device or a pipe, which is written to as it is */
 };
 /* Creates missing folders.  Then write to a->f, and commit or abort. */
 int atomic_open(struct atomic_file *a, const char *path);

@@ -354,7 +354,7 @@ int opt_check_required(struct opt *const tables[], int n)
 {
     for (int t = 0; t < n; t++)
         for (struct opt *o = tables[t]; o && o->name; o++)
-            if ((o->flags & OPT_REQUIRED) && !o->set)
+            if ((o->flags & OPT_REQUIRED) && (!o->set || (o->type == OPT_STR && !**(const char **)o->value)))
                 return err_set(ERR_USAGE, "--%s %s is missing (see --help)", o->name, o->arg ? o->arg : "");
     return ERR_OK;
 }

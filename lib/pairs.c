@@ -1,5 +1,6 @@
 #include "lib/pairs.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -337,7 +338,7 @@ int pairs_create(const char *path, struct pairs_writer **out)
 static int flush(struct pairs_writer *w)
 {
     size_t n = fwrite(w->b.s, 1, w->b.n, w->file.f);
-    int rc = n == w->b.n ? ERR_OK : err_set(ERR_IO, "%s: cannot be written", w->file.path);
+    int rc = n == w->b.n ? ERR_OK : err_set(ERR_IO, "%s: %s", w->file.path, strerror(errno));
     buf_clear(&w->b);
     return rc;
 }

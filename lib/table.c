@@ -15,7 +15,7 @@ struct cell {
 };
 
 struct row {
-    const char *css;
+    char *css;
     size_t n;
     struct cell *cell;
 };
@@ -43,6 +43,7 @@ void table_free(struct table *t)
         for (size_t k = 0; k < t->n_columns; k++)
             free(t->row[i].cell[k].text);
         free(t->row[i].cell);
+        free(t->row[i].css);
     }
     for (size_t i = 0; i < t->n_notes; i++)
         free(t->note[i]);
@@ -60,7 +61,7 @@ void table_row(struct table *t, const char *css)
 {
     ARRAY_GROW(t->row, t->cap_rows, t->n_rows + 1);
     struct row *r = &t->row[t->n_rows++];
-    *r = (struct row){.css = css, .cell = xcalloc(t->n_columns, sizeof *r->cell)};
+    *r = (struct row){.css = xstrdup(css), .cell = xcalloc(t->n_columns, sizeof *r->cell)};
     for (size_t k = 0; k < t->n_columns; k++)
         r->cell[k].v = (struct stats_interval){NAN, NAN, NAN, 0};
 }

@@ -33,7 +33,7 @@ struct table *table_new(const char *key, const char *title, const struct table_c
 void table_free(struct table *t); /* NULL is fine */
 size_t table_rows(const struct table *t);
 
-/* Begins a row, whose cells follow from the left; what is not given stays empty.  css: class of the HTML row. */
+/* Begins a row, whose cells follow from the left; what is not given stays empty.  css: class of the HTML row (copied). */
 void table_row(struct table *t, const char *css);
 void table_text(struct table *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void table_number(struct table *t, double v);      /* NaN: none */

@@ -44,11 +44,18 @@ static struct opt shard_option[] = {
     {0},
 };
 
+/* The exit code, once what is on its way to standard output is there or cannot be. */
+static int flushed(int code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return code;
+    log_error("cannot write to standard output: %s", strerror(errno));
+    return code == TOOL_OK ? TOOL_INPUT : code;
+}
+
 static _Noreturn void leave(int code)
 {
-    if (fflush(stdout) != 0 && code == TOOL_OK)
-        code = TOOL_INPUT;
-    exit(code);
+    exit(flushed(code));
 }
 
 static _Noreturn void misuse(const struct tool_spec *spec)
@@ -303,11 +310,7 @@ int tool_finish(struct tool *t, int rc)
     if (error)
         log_error("%s%s", error, rc == ERR_CANCELLED ? "; the same command goes on from here" : "");
     free(error);
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        log_error("cannot write to standard output: %s", strerror(errno));
-        code = code == TOOL_OK ? TOOL_INPUT : code;
-    }
-    return code;
+    return flushed(code);
 }
 
 /* ---- tool_map_files ---- */

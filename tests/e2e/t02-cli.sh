@@ -29,6 +29,9 @@ export dir
 n=$(ls "$BIN" | wc -l)
 printf '%s\0' "$BIN"/* | xargs -0 -n 1 -P "$(nproc)" bash -c 'set -u; check "$1"' check || exit 1
 [ $n -ge 10 ] || fail "only $n tools"
+"$BIN/split" --help > /dev/full 2> "$dir/err"; [ $? -eq 3 ] || fail "--help on a full disk does not exit 3"
+grep -q "^split: error: cannot write to standard output: No space" "$dir/err" || fail "--help on a full disk: $(cat "$dir/err")"
+"$BIN/split" --in "$0" --out= --db none 2> "$dir/err"; [ $? -eq 2 ] || fail "an empty --out does not exit 2"
 if [ -x "$BIN/step-round" ]; then
     ldd "$BIN/step-round" | grep -Eq 'libtorch|libTK|libfaiss|libcurl' && fail "step-round links what it does not use"
     start=$(date +%s%N); for i in 1 2 3 4 5 6 7 8 9 10; do "$BIN/step-round" --help > /dev/null; done

@@ -1,6 +1,7 @@
 /* files.c and mem.c: atomic writing, walks, limits. */
 #include "tests/unit/testutil.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -129,16 +130,45 @@ static void arenas_align_and_reset(void **state)
     arena_release(&a);
 }
 
+static void what_has_no_size_is_not_read_for_ever(void **state)
+{
+    (void)state;
+    struct file_map m;
+    assert_int_equal(file_map("/dev/zero", 1 << 20, &m), ERR_NOMEM);
+    assert_int_equal(file_map("/dev/zero", 0, &m), ERR_NOMEM);
+    assert_int_equal(file_map("/dev/null", 0, &m), ERR_OK);
+    assert_int_equal(m.size, 0);
+    file_unmap(&m);
+}
+
+static void devices_are_written_to_not_replaced(void **state)
+{
+    const char *pipe = in_dir(state, "pipe");
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    int fd = open(pipe, O_RDONLY | O_NONBLOCK);
+    assert_true(fd >= 0);
+    assert_int_equal(file_write(pipe, "abc", 3, true), ERR_OK);
+    char got[4];
+    assert_int_equal(read(fd, got, sizeof got), 3);
+    close(fd);
+    struct stat st;
+    assert_int_equal(stat(pipe, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    assert_int_equal(file_write("/dev/full", "abc", 3, false), ERR_IO);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST_IN_DIR(files_appear_whole_or_not_at_all),
         TEST_IN_DIR(a_full_disk_is_an_error_and_leaves_nothing),
         TEST_IN_DIR(two_that_write_one_file_do_not_mix),
+        TEST_IN_DIR(devices_are_written_to_not_replaced),
         TEST_IN_DIR(walks_are_sorted_filtered_and_sharded),
         TEST_IN_DIR(remove_tree_does_not_follow_links),
         TEST_IN_DIR(digests_are_sha256),
         cmocka_unit_test(arenas_align_and_reset),
+        cmocka_unit_test(what_has_no_size_is_not_read_for_ever),
     };
     return cmocka_run_group_tests_name("files", tests, NULL, NULL);
 }
