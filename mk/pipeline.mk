@@ -44,7 +44,7 @@ Building and checking
   make test-peft                  200 steps of LoRA beside Transformers and PEFT    (REFPYTHON=..)
   make bench                      speeds, beside the original's where ORIGINAL=DIR holds it
   make bench-eval, bench-train, bench-generate   speeds of the metrics, of training and of decoding
-  make format, make lint, make clean
+  make format, make lint, make clean      (format: the lines changed since the last commit, BASE= another)
 endef
 help:
 	$(info $(HELP))
