@@ -6,6 +6,8 @@
     NAME=TEXT       a file of that name, whatever the name
     NAME@TARGET     a symbolic link
     NAME*N          a file of N spaces
+
+OPTIONS in the environment are libarchive's, as in compression=deflate.
 """
 import ctypes
 import ctypes.util
@@ -42,6 +44,8 @@ def add(archive, name, data, link=None):
 out, folder, specs = sys.argv[1], sys.argv[2], sys.argv[3:]
 a = ctypes.c_void_p(LIB.archive_write_new())
 check(a, LIB.archive_write_set_format_7zip(a))
+if os.environ.get("OPTIONS"):
+    check(a, LIB.archive_write_set_options(a, os.environ["OPTIONS"].encode()))
 check(a, LIB.archive_write_open_filename(a, out.encode()))
 for where, folders, names in os.walk(folder):
     folders.sort()
