@@ -588,9 +588,11 @@ static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *
     int rc = ERR_OK;
     mark(s, "gate, up");
     th_tensor *a = matrix(s, n, gu->n), *act = matrix(s, n, down->k + down->e);
-    struct q8 q_act = adapts_itself(s, i) ? (struct q8){0} : q8_new(s, n, down->k);
-    HAVE(a && act && h);
     bool adapts = adapts_itself(s, i);
+    struct q8 q_act = {0};
+    if (!adapts)
+        q_act = q8_new(s, n, down->k);
+    HAVE(a && act && h);
     TRY(project(gu, h, q, adapts, a));
     mark(s, "swiglu");
     if (adapts && rc == ERR_OK) {
