@@ -8,10 +8,12 @@
 # and the ratio of the medians, both over all cores and on one.
 #
 # The original over 242 MFCAD files (18 MB), CPython 3.11, two cores, as once measured: round 163 files/s, restructure 8.5
-# through its batch script, restore 532, all in order 7.9.
+# through its batch script, restore 532, all in order 7.9; without ORIGINAL the ratios are to these.
+#
+# Small files cost mostly what the file system takes to make them: TMPDIR says where they are written.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,12p' "$0" | cut -c3-; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14p' "$0" | cut -c3-; exit 2; }
 steps=$(cd "$1" && pwd) rounds=${2:-5} bin=$PWD/${B:-build}/bin python=${PYTHON:-python3}
 original=${ORIGINAL:+$(cd "$ORIGINAL" && pwd)/data_preparation}
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -28,39 +30,41 @@ while read -r f; do
 done < list
 
 now() { date +%s%N; }
-timed() { # name, command...: appends milliseconds to name.ms
-    local name=$1 t0; shift
+timed() { # name, outputs to remove first, command...: appends microseconds to name.us
+    local name=$1 t0; rm -rf $2; shift 2
     t0=$(now); "$@" > "$name.log" 2>&1 || { echo "$name failed:"; tail -5 "$name.log"; exit 1; }
     echo $((($(now) - t0) / 1000)) >> "$name.us"
 }
-ours_round() { rm -rf o1; "$bin/step-round" "$steps" --out o1 --db none -q --mode reference $1; }
-ours_restructure() { rm -rf o2; "$bin/step-restructure" o1 --out o2 --db none -q --mode $2 $1; }
-ours_restore() { rm -rf o3; "$bin/step-restore" o2 --out o3 --db none -q --mode reference $1; }
+ours_round() { "$bin/step-round" "$steps" --out o1 --db none -q --mode reference $1; }
+ours_restructure() { "$bin/step-restructure" o1 --out o2 --db none -q --mode $2 $1; }
+ours_restore() { "$bin/step-restore" o2 --out o3 --db none -q --mode reference $1; }
 ours_chain() { ours_round ""; ours_restructure "" strict; ours_restore ""; }
-theirs_round() { rm -rf p1; "$python" "$original/round_step_numbers.py" "$steps" --output-dir p1; }
-theirs_restructure() { rm -rf dataset/dfs_step; (PATH="$(dirname "$(command -v "$python")"):$PATH"; sed "s|step_restructurer.py|$original/step_restructurer.py|" "$original/batch_restructure.sh" > batch.sh; bash batch.sh); }
-theirs_restore() { rm -rf p3; "$python" "$original/restore_step_valid.py" "$work/dataset/dfs_step" -o p3; }
+theirs_round() { "$python" "$original/round_step_numbers.py" "$steps" --output-dir p1; }
+theirs_restructure() { (PATH="$(dirname "$(command -v "$python")"):$PATH"; sed "s|step_restructurer.py|$original/step_restructurer.py|" "$original/batch_restructure.sh" > batch.sh; bash batch.sh); }
+theirs_restore() { "$python" "$original/restore_step_valid.py" "$work/dataset/dfs_step" -o p3; }
 
 ours_round ""; ours_restructure "" strict
 for i in $(seq "$rounds"); do
-    timed round ours_round ""; timed round-1 ours_round -j1
-    timed restructure ours_restructure "" strict; timed restructure-1 ours_restructure -j1 strict
-    timed restructure-reference ours_restructure "" reference
-    timed restore ours_restore ""; timed restore-1 ours_restore -j1
-    timed chain ours_chain
+    timed round o1 ours_round ""; timed round-1 o1 ours_round -j1
+    timed restructure o2 ours_restructure "" strict; timed restructure-1 o2 ours_restructure -j1 strict
+    timed restructure-reference o2 ours_restructure "" reference
+    timed restore o3 ours_restore ""; timed restore-1 o3 ours_restore -j1
+    timed chain "o1 o2 o3" ours_chain
     if [ -n "$original" ]; then
-        timed original-round theirs_round; timed original-restructure theirs_restructure; timed original-restore theirs_restore
+        timed original-round p1 theirs_round; timed original-restructure dataset/dfs_step theirs_restructure; timed original-restore p3 theirs_restore
         paste -d+ original-round.us original-restructure.us original-restore.us | bc > original-chain.us
     fi
 done
 
 stat() { sort -n "$1.us" | awk '{v[NR]=$1} END {m=NR%2?v[(NR+1)/2]:(v[NR/2]+v[NR/2+1])/2; printf "%.1f %.1f %.1f", m/1000, v[1]/1000, v[NR]/1000}'; }
+declare -A once=([round]=163 [restructure]=8.5 [restore]=532 [chain]=7.9) # files/s
 printf '%-24s %12s %22s %10s %10s\n' tool 'median ms' '[min..max]' files/s 'x original'
 for name in round round-1 restructure restructure-1 restructure-reference restore restore-1 chain original-round original-restructure original-restore original-chain; do
     [ -f $name.us ] || continue
     read -r med lo hi <<< "$(stat $name)"
     ratio=
     base=original-${name%-1}; base=${base%-reference}
+    [ -z "$original" ] && ratio=$(echo "scale=1; $files * 1000 / $med / ${once[${base#original-}]}" | bc)
     [ -f "$base.us" ] && { read -r theirs _ <<< "$(stat "$base")"; ratio=$(echo "scale=1; $theirs / $med" | bc); }
     printf '%-24s %12s %22s %10.0f %10s\n' "$name" "$med" "[$lo..$hi]" "$(echo "$files * 1000 / $med" | bc)" "$ratio"
 done
