@@ -123,7 +123,7 @@ static int read_records(struct generator *g)
     int rc = pairs_open(captions_file, &r);
     if (rc < 0)
         return rc;
-    while (rc >= 0 && (rc = pairs_next(r, &p)) > 0) {
+    while ((rc = pairs_next(r, &p)) > 0) {
         add_request(g, p.id_original, p.caption, no_rag ? NULL : p.id_retrieve, no_rag ? NULL : p.retrieved);
         if (!strcmp(layout, "original"))
             g->q[g->n - 1].truth = xstrdup(p.output);

@@ -149,6 +149,21 @@ fail:
     return rc;
 }
 
+/* Makes the tables of a new database: while nothing is in it, nothing needs to wait for the disk. */
+static int set_up(struct rundb *db)
+{
+    char set[64];
+    snprintf(set, sizeof set, "PRAGMA user_version=%d; COMMIT", SCHEMA_VERSION);
+    int rc = exec(db, "PRAGMA synchronous=OFF");
+    if (rc == ERR_OK)
+        rc = set_wal(db);
+    if (rc == ERR_OK)
+        rc = exec(db, "BEGIN IMMEDIATE");
+    if (rc == ERR_OK)
+        rc = exec(db, SCHEMA);
+    return rc == ERR_OK ? exec(db, set) : rc;
+}
+
 int rundb_open(const char *path, struct rundb **out)
 {
     char *dir = path_dirname(path);
@@ -159,25 +174,10 @@ int rundb_open(const char *path, struct rundb **out)
     if ((rc = open_at(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, out)) < 0)
         return rc;
     struct rundb *db = *out;
-    if (db->version == SCHEMA_VERSION) {
+    if (db->version != SCHEMA_VERSION)
+        rc = set_up(db);
+    if (rc == ERR_OK)
         rc = exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON");
-        if (rc == ERR_OK)
-            return ERR_OK;
-    }
-    /* A new one: while nothing is in it, nothing needs to wait for the disk. */
-    if (rc == ERR_OK)
-        rc = exec(db, "PRAGMA synchronous=OFF");
-    if (rc == ERR_OK)
-        rc = set_wal(db);
-    if (rc == ERR_OK && (rc = exec(db, "BEGIN IMMEDIATE")) == ERR_OK) {
-        char set[64];
-        snprintf(set, sizeof set, "PRAGMA user_version=%d; COMMIT", SCHEMA_VERSION);
-        rc = exec(db, SCHEMA);
-        if (rc == ERR_OK)
-            rc = exec(db, set);
-        if (rc == ERR_OK)
-            rc = exec(db, "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON");
-    }
     if (rc < 0) {
         rundb_close(db);
         *out = NULL;

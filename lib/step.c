@@ -700,6 +700,18 @@ static int parse_record(struct parser *ps, uint32_t *par, uint32_t *par_len)
     return rc;
 }
 
+/* The instance ends where the parser stands; its references are those since e.ref. */
+static inline void add_instance(struct parser *ps, struct step_entity e)
+{
+    struct step_file *f = ps->f;
+    e.len = (uint32_t)(ps->p - f->text) - e.off;
+    e.n_ref = (uint32_t)f->n_refs - e.ref;
+    if (e.id > f->max_id)
+        f->max_id = e.id;
+    ARRAY_GROW(f->v, ps->cap, f->n + 1);
+    f->v[f->n++] = e;
+}
+
 /* #n = ...; with #n in hand. */
 static int parse_instance(struct parser *ps)
 {
@@ -742,12 +754,7 @@ static int parse_instance(struct parser *ps)
     advance(ps);
     if (ps->kind != STEP_SEMI)
         return due(ps, "';'");
-    e.len = (uint32_t)(ps->p - f->text) - e.off;
-    e.n_ref = (uint32_t)f->n_refs - e.ref;
-    if (e.id > f->max_id)
-        f->max_id = e.id;
-    ARRAY_GROW(f->v, ps->cap, f->n + 1);
-    f->v[f->n++] = e;
+    add_instance(ps, e);
     return ERR_OK;
 }
 
@@ -796,12 +803,7 @@ static bool plain_instance(struct parser *ps)
     e.par_len = (uint32_t)(close - p);
     e.type = intern(f, word, (size_t)(word_end - word));
     ps->p = close + 2;
-    e.len = (uint32_t)(ps->p - f->text) - e.off;
-    e.n_ref = (uint32_t)f->n_refs - e.ref;
-    if (e.id > f->max_id)
-        f->max_id = e.id;
-    ARRAY_GROW(f->v, ps->cap, f->n + 1);
-    f->v[f->n++] = e;
+    add_instance(ps, e);
     return true;
 }
 

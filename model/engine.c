@@ -442,7 +442,7 @@ int engine_aten(struct model *m, const struct engine_options *o, struct engine_w
     a->ids = xcalloc((size_t)n, sizeof *a->ids);
     a->row = xcalloc((size_t)n, sizeof *a->row);
     a->scratch = xcalloc((size_t)m->cfg.vocab, sizeof *a->scratch);
-    *out = (struct engine_way){.name = "aten", .max_columns = n, .max_a_place = 1, .free_columns = 1, .state = a, .reserve = aten_reserve,
+    *out = (struct engine_way){.name = "aten", .max_columns = n, .max_a_place = 1, .state = a, .reserve = aten_reserve,
                                .release = aten_release, .prefill = aten_prefill, .step = aten_step, .choose = aten_choose,
                                .logits = aten_logits, .free = aten_free};
     int rc = kv_cache_new(m, n, tokens, &a->kv);

@@ -742,7 +742,7 @@ int engine_cpu(struct model *m, const struct engine_options *o, struct engine_wa
     if (m->device != TH_CPU || (m->dtype != TH_F32 && m->dtype != TH_BF16))
         return ERR_OK;
     struct cpu *c = xcalloc(1, sizeof *c);
-    *out = (struct engine_way){.name = "cpu", .max_columns = MAX_COLUMNS, .max_a_place = 16, .free_columns = 2, .state = c, .reserve = cpu_reserve,
+    *out = (struct engine_way){.name = "cpu", .max_columns = MAX_COLUMNS, .max_a_place = 16, .state = c, .reserve = cpu_reserve,
                                .release = cpu_release, .prefill = cpu_prefill, .step = cpu_step, .choose = cpu_choose,
                                .logits = cpu_logits, .free = cpu_free};
     c->m = m;

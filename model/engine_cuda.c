@@ -584,7 +584,6 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
     c->n_places = o->max_batch ? o->max_batch : 1;
     c->max_pages = (tokens + DK_PAGE - 1) / DK_PAGE;
     c->dm.vocab = (int32_t)(o->vocab ? o->vocab : f->vocab);
-    out->free_columns = 8;
     out->max_a_place = out->max_columns < 16 ? out->max_columns : 16;
     c->places = xcalloc((size_t)c->n_places, sizeof *c->places);
     for (int64_t i = 0; i < c->n_places; i++)

@@ -24,7 +24,6 @@ struct engine_way {
     const char *name;
     int64_t max_columns;     /* of a step */
     int64_t max_a_place;     /* of a place in a step: 1 if it cannot verify drafts */
-    int64_t free_columns;    /* so many of a step cost what one does */
     size_t weight_bytes, cache_bytes;
     void *state;
     /* 1: the place has room for n tokens; 0: not now; negative: error. */
