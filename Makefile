@@ -53,7 +53,8 @@ TORCH_LIBS := -L$(LIBTORCH)/lib -ltorch_cpu -lc10 $(addprefix -Wl$(comma)-rpath$
 OCCT_INC := -isystem /usr/include/opencascade
 OCCT_LIBS := -lTKSTEP -lTKSTEPBase -lTKSTEPAttr -lTKSTEP209 -lTKXSBase -lTKXDESTEP -lTKXCAF -lTKLCAF -lTKCAF -lTKOffset -lTKFillet -lTKBool -lTKBO -lTKPrim -lTKMesh -lTKShHealing -lTKTopAlgo \
   -lTKGeomAlgo -lTKBRep -lTKGeomBase -lTKG3d -lTKG2d -lTKMath -lTKernel
-FAISS_LIBS := -lfaiss -fopenmp -lblas -llapack
+FAISS_C_API :=
+FAISS_LIBS := $(FAISS_C_API) -lfaiss -fopenmp -lblas -llapack
 BASE_LIBS := -lsqlite3 -ljansson -lcrypto -lpcre2-8 -lutf8proc -larchive -lcurl -lpng -lz -lm -ldl
 
 # ---- sources ---------------------------------------------------------------
@@ -64,10 +65,10 @@ KERNEL_SRC := $(wildcard kernels/*.cu)
 
 LIB_OBJ := $(LIB_SRC:%.c=$(O)/%.o) $(O)/version.o
 MODEL_OBJ := $(MODEL_SRC:%.c=$(O)/%.o)
-# A shim is shim/NAME*.cc; tools and tests that need one are named here.
+# A shim is shim/NAME*.cc (FAISS's is C over its C API, whose objects Debian lacks); tools and tests that need one are named here.
 TORCH_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/torch*.cc))
 OCCT_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/occt*.cc))
-FAISS_OBJ := $(patsubst %.cc,$(O)/%.o,$(wildcard shim/faiss*.cc))
+FAISS_OBJ := $(O)/shim/faiss_index.o $(if $(FAISS_C_API),,$(O)/shim/faiss_c_api.o)
 
 NEED_TORCH := rag-pairs sft train-bench merge-lora generate serve eval-loss
 NEED_OCCT := synth step-render renderability chamfer geometry-reward report
@@ -115,7 +116,7 @@ $(OCCT_OBJ): $(O)/%.o: %.cc
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(OCCT_INC) $(CXXFLAGS) $(DEP) -c $< -o $@
 
-$(FAISS_OBJ): $(O)/%.o: %.cc
+$(O)/shim/faiss_c_api.o: $(O)/%.o: %.cc
 	$(call say,CXX,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(DEP) -c $< -o $@

@@ -1,6 +1,7 @@
 #include "lib/prompt.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "lib/err.h"
 #include "lib/files.h"
@@ -49,21 +50,71 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
     return rc;
 }
 
-bool prompt_released(const char *dir, bool *retrieval)
+/* ---- the adapters that the original's authors released ---- */
+
+static const struct prompt_release RELEASED[] = {
+    {"JasonShiii/step-llm-llama3b-no_rag", "meta-llama/Llama-3.2-3B-Instruct", false},
+    {"JasonShiii/step-llm-llama3b", "meta-llama/Llama-3.2-3B-Instruct", true},
+    {"JasonShiii/step-llm-qwen3b", "Qwen/Qwen2.5-3B", true},
+};
+
+const struct prompt_release *prompt_release_of(const char *repo)
 {
-    static const struct {
-        const char *name;
-        bool retrieval;
-    } released[] = {{"step-llm-llama3b-no_rag", false}, {"step-llm-llama3b", true}, {"step-llm-qwen3b", true}};
-    for (size_t i = 0; i < ARRAY_LEN(released); i++) {
-        const char *p = strcasestr(dir, released[i].name);
-        size_t n = strlen(released[i].name);
-        if (p && (p == dir || strchr("/-", p[-1])) && (!p[n] || p[n] == '/')) {
-            *retrieval = released[i].retrieval;
-            return true;
-        }
+    for (size_t i = 0; i < ARRAY_LEN(RELEASED); i++)
+        if (!strcasecmp(repo, RELEASED[i].repo))
+            return &RELEASED[i];
+    return NULL;
+}
+
+/* A text of a folder's JSON file, which the caller frees; NULL when it is not there. */
+static char *note_of(const char *dir, const char *name, const char *key)
+{
+    char *path = path_join(dir, name), *found = NULL;
+    json_t *o = NULL;
+    if (path_exists(path) && json_read_file(path, 64 << 20, &o) == ERR_OK) {
+        const char *text = json_string_value(json_object_get(o, key));
+        found = text ? xstrdup(text) : NULL;
     }
-    return false;
+    json_decref(o);
+    free(path);
+    return found;
+}
+
+/* Where a folder's content is from: hub-fetch notes it, and merge-lora beside what it merged. */
+static const struct prompt_release *noted(const char *dir)
+{
+    static const char *const files[][2] = {{".hub.json", "repo"}, {"prompt.json", "release"}};
+    const struct prompt_release *r = NULL;
+    for (size_t i = 0; i < ARRAY_LEN(files) && !r; i++) {
+        char *repo = note_of(dir, files[i][0], files[i][1]);
+        r = repo ? prompt_release_of(repo) : NULL;
+        free(repo);
+    }
+    return r;
+}
+
+const struct prompt_release *prompt_released(const char *dir)
+{
+    const struct prompt_release *r = noted(dir);
+    for (size_t i = 0; i < ARRAY_LEN(RELEASED) && !r; i++) {
+        const char *name = path_basename(RELEASED[i].repo), *p = strcasestr(dir, name);
+        size_t n = strlen(name);
+        if (p && (p == dir || strchr("/-", p[-1])) && (!p[n] || p[n] == '/'))
+            r = &RELEASED[i];
+    }
+    return r;
+}
+
+int prompt_check_base(const char *adapter, const char *model)
+{
+    const struct prompt_release *r = prompt_released(adapter);
+    char *repo = note_of(model, ".hub.json", "repo");
+    int rc = ERR_OK;
+    /* By its name alone: the same weights are published by several owners. */
+    if (r && repo && strcasecmp(path_basename(repo), path_basename(r->base)))
+        rc = err_set(ERR_USAGE, "%s was trained on %s, and %s is %s", adapter, r->base, model, repo);
+    free(repo);
+    return rc;
 }
 
 int prompt_template_read(const char *dir, bool *known, bool *retrieval)
@@ -72,7 +123,9 @@ int prompt_template_read(const char *dir, bool *known, bool *retrieval)
     json_t *o = NULL;
     int rc = ERR_OK;
     bool there = path_exists(path);
-    *known = there || prompt_released(dir, retrieval);
+    const struct prompt_release *release = there ? NULL : prompt_released(dir);
+    *known = there || release;
+    *retrieval = release && release->retrieval;
     if (there && (rc = json_read_file(path, 1 << 20, &o)) == ERR_OK) {
         const char *name = json_string_value(json_object_get(o, "template"));
         *retrieval = name && !strcmp(name, "retrieval");

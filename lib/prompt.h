@@ -53,10 +53,18 @@ int prompt_encode_training(const struct tok *t, const char *caption, const char 
  * there is none (as beside others' models).  ERR_FORMAT. */
 int prompt_template_read(const char *dir, bool *known, bool *retrieval);
 
-/* The adapters that the original's authors released, known by the name of their folder (or repository, as in a cache
- * of Hugging Face's): they have no prompt.json, but prompt_template_read() knows their template by this.  They write
- * the original's form of STEP text. */
-bool prompt_released(const char *dir, bool *retrieval);
+/* The adapters that the original's authors released: each was trained on one base model and with one prompt, works with
+ * no other, and its own files do not say which.  They write the original's form of STEP text. */
+struct prompt_release {
+    const char *repo, *base; /* on the hub */
+    bool retrieval;
+};
+const struct prompt_release *prompt_release_of(const char *repo); /* NULL: none of them */
+/* Of a folder: by what hub-fetch noted in .hub.json, or merge-lora in prompt.json ("release"), else by the name of
+ * the folder (or repository, as in a cache of Hugging Face's).  prompt_template_read() goes by this, too. */
+const struct prompt_release *prompt_released(const char *dir);
+/* ERR_USAGE when the folder of the model is known (.hub.json) not to be the one that a released adapter was trained on. */
+int prompt_check_base(const char *adapter, const char *model);
 
 /* Whether they write STEP in the compact form.  ERR_FORMAT. */
 int prompt_form_read(const char *dir, bool *compact);

@@ -28,7 +28,7 @@ SAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS
 all-sanitize: all $(UNIT_BIN) $(TEST_PROGRAMS)
 	@$(SAN_ENV) tests/run.sh $(B) $(TESTS)
 
-OWN_C := $(wildcard lib/*.[ch] model/*.[ch] shim/*.h shim/*.cc prep/*.c train/*.c infer/*.c eval/*.c tests/unit/*.c)
+OWN_C := $(wildcard lib/*.[ch] model/*.[ch] shim/*.h shim/*.c shim/*.cc prep/*.c train/*.c infer/*.c eval/*.c tests/unit/*.c)
 # The lines changed since BASE (see .clang-format); nothing where nothing was changed.
 BASE ?= HEAD
 format:

@@ -23,7 +23,9 @@ int session_check(const struct session_options *o, struct session *s)
         return err_set(ERR_IO, "%s: no such folder", o->model);
     if (o->adapter && !path_is_dir(o->adapter))
         return err_set(ERR_IO, "%s: no such folder", o->adapter);
-    int rc = prompt_template_read(trained(o), &s->known, &s->retrieval);
+    int rc = o->adapter ? prompt_check_base(o->adapter, o->model) : ERR_OK;
+    if (rc == ERR_OK)
+        rc = prompt_template_read(trained(o), &s->known, &s->retrieval);
     return rc == ERR_OK ? prompt_form_read(trained(o), &s->compact) : rc;
 }
 
@@ -44,7 +46,6 @@ int session_open_library(const struct session_options *o, struct session *s)
 static int open_grammar(const struct session_options *o, struct session *s)
 {
     struct grammar_opts g = {.typed = o->typed, .compact = s->compact};
-    bool retrieval;
     if (strcmp(o->grammar, "part21"))
         return ERR_OK;
     if (o->schema) {
@@ -59,7 +60,7 @@ static int open_grammar(const struct session_options *o, struct session *s)
             return rc;
         g.schema = s->schema;
     }
-    g.reference = !strcmp(o->order, "reference") || (!strcmp(o->order, "auto") && prompt_released(trained(o), &retrieval));
+    g.reference = !strcmp(o->order, "reference") || (!strcmp(o->order, "auto") && prompt_released(trained(o)));
     g.promises = g.reference || !strcmp(o->order, "parent-first");
     if (g.compact && g.promises)
         return err_set(ERR_USAGE, "--order %s: %s writes the compact form, for which the grammar knows children-first alone", o->order, trained(o));

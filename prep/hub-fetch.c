@@ -9,6 +9,7 @@
 #include <sys/statvfs.h>
 
 #include "lib/http.h"
+#include "lib/prompt.h"
 #include "lib/tool.h"
 
 static const char *revision = "main", *out_dir, *endpoint;
@@ -42,16 +43,6 @@ static const struct tool_spec spec = {
     .flags = TOOL_KEEP_DONE,
     .min_args = 1,
     .max_args = 1,
-};
-
-/* The adapters that the paper's authors published work with the prompt they were trained on, and
- * with no other; their own files do not say which. */
-static const struct {
-    const char *repo, *base, *prompt;
-} KNOWN[] = {
-    {"JasonShiii/step-llm-llama3b", "meta-llama/Llama-3.2-3B-Instruct", "retrieval"},
-    {"JasonShiii/step-llm-llama3b-no_rag", "meta-llama/Llama-3.2-3B-Instruct", "plain"},
-    {"JasonShiii/step-llm-qwen3b", "Qwen/Qwen2.5-3B", "retrieval"},
 };
 
 /* Weights that are of no use here where there are safetensors. */
@@ -262,27 +253,26 @@ static int file_done(void *ctx, const struct pool_item *it)
     return rc;
 }
 
-/* OUT/.hub.json: where the folder's content is from, and for the known adapters the base
- * model and the prompt they are bound to. */
+/* OUT/.hub.json: where the folder's content is from, and for the released adapters the base model and the prompt
+ * they are bound to; what loads the folder checks by it (lib/prompt.h). */
 static int write_origin(const struct hub *hub)
 {
     struct buf b = BUF_INIT;
     struct jw w = JW_INIT(&b);
     char *path = path_join(out_dir, ".hub.json");
+    const struct prompt_release *release = prompt_release_of(hub->repo);
     w.indent = 2;
     jw_object(&w);
     jw_kv_str(&w, "repo", hub->repo);
     jw_kv_str(&w, "kind", hub->kind);
     jw_kv_str(&w, "revision", revision);
     jw_kv_str(&w, "commit", hub->commit);
-    for (size_t i = 0; i < ARRAY_LEN(KNOWN); i++)
-        if (!strcmp(KNOWN[i].repo, hub->repo)) {
-            jw_kv_str(&w, "base_model", KNOWN[i].base);
-            jw_kv_str(&w, "prompt", KNOWN[i].prompt);
-            log_note("%s was trained on %s, with the prompt %s", hub->repo, KNOWN[i].base,
-                     !strcmp(KNOWN[i].prompt, "plain") ? "without retrieval: generate without --rag"
-                                                       : "with retrieval: generate with --rag");
-        }
+    if (release) {
+        jw_kv_str(&w, "base_model", release->base);
+        jw_kv_str(&w, "prompt", release->retrieval ? "retrieval" : "plain");
+        log_note("%s was trained on %s, with the prompt %s", hub->repo, release->base,
+                 release->retrieval ? "with retrieval: generate with --rag" : "without retrieval: generate without --rag");
+    }
     jw_key(&w, "files");
     jw_array(&w);
     for (size_t i = 0; i < hub->n; i++) {

@@ -28,7 +28,8 @@ static const struct tool_spec spec = {
     .args = "--captions CSV --steps DIR --encoder DIR --out pairs.json",
     .summary = "Pairs each captioned part with the most similar other part, by caption.",
     .details = "A file belongs to the model id that is its name, or the part of its name ahead of the first '_'.\n"
-               "Embeddings are kept as FILE.embeddings.safetensors and the index as FILE.faiss.\n",
+               "Embeddings are kept as FILE.embeddings.safetensors and the index as FILE.faiss; both are used again\n"
+               "as long as captions and encoder are the same.\n",
     .options = options,
 };
 
@@ -254,6 +255,26 @@ static void group_captions(struct work *w)
     free(p);
 }
 
+/* The index over x: the saved one when it holds these very vectors, else a new one, which is saved. */
+static int open_index(const float *x, int64_t n, int dim, const char *path, vindex **out)
+{
+    if (path_exists(path)) {
+        if (vindex_load(path, out) < 0) {
+            log_warn("%s: built anew", err_text());
+        } else if (vindex_holds(*out, n, dim, x)) {
+            log_note("%s: the index of an earlier run, of the same captions", path);
+            return ERR_OK;
+        } else {
+            log_note("%s: of other captions, or by another encoder: built anew", path);
+        }
+        vindex_free(*out);
+    }
+    int rc = vindex_new(dim, out);
+    if (rc == ERR_OK)
+        rc = vindex_add(*out, n, x);
+    return rc == ERR_OK ? vindex_save(*out, path) : rc;
+}
+
 static int pair_all(struct work *w, const float *x, int dim)
 {
     /* So many more than asked for that the part itself and a tie at the end do not matter. */
@@ -264,11 +285,7 @@ static int pair_all(struct work *w, const float *x, int dim)
     float *score = xmalloc((size_t)(chunk * k) * sizeof *score);
     int64_t *near = xmalloc((size_t)(chunk * k) * sizeof *near);
     group_captions(w);
-    int rc = vindex_new(dim, &index);
-    if (rc == ERR_OK)
-        rc = vindex_add(index, (int64_t)w->n, x);
-    if (rc == ERR_OK)
-        rc = vindex_save(index, index_path);
+    int rc = open_index(x, (int64_t)w->n, dim, index_path, &index);
     if (rc == ERR_OK)
         rc = pairs_create(out_path, &out);
     progress_start("pairing", w->n, "parts");

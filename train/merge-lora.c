@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "lib/prompt.h"
 #include "lib/safetensors.h"
 #include "lib/tool.h"
 #include "model/transformer.h"
@@ -176,10 +177,17 @@ static int open_both(struct merge *g)
 static int write_prompt(const char *dir)
 {
     char *from = path_join(adapter_dir, "prompt.json"), *to = path_join(dir, "prompt.json");
+    const struct prompt_release *release = prompt_released(adapter_dir);
     json_t *o = NULL;
     int rc = ERR_OK;
-    if (path_exists(from) && (rc = json_read_file(from, 1 << 20, &o)) == ERR_OK) {
+    if (path_exists(from))
+        rc = json_read_file(from, 1 << 20, &o);
+    else if (release)
+        o = json_pack("{ss}", "template", release->retrieval ? "retrieval" : "plain");
+    if (rc == ERR_OK && o) {
         json_object_del(o, "base");
+        if (release)
+            json_object_set_new(o, "release", json_string(release->repo));
         char *text = json_dumps(o, JSON_INDENT(2));
         rc = file_write(to, text, strlen(text), true);
         free(text);

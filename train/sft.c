@@ -850,7 +850,9 @@ static int choose_targets(struct lora_config *c)
 static int check_adapter(const struct trainer *tr)
 {
     bool known, retrieval, compact;
-    int rc = prompt_template_read(adapter_dir, &known, &retrieval);
+    int rc = prompt_check_base(adapter_dir, model_dir);
+    if (rc == ERR_OK)
+        rc = prompt_template_read(adapter_dir, &known, &retrieval);
     if (rc == ERR_OK && known && retrieval != rag)
         rc = err_set(ERR_USAGE, "%s was trained with the %s prompt: %s", adapter_dir, retrieval ? "retrieval" : "plain",
                      retrieval ? "leave out --no-rag" : "give --no-rag");

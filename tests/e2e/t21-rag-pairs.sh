@@ -22,10 +22,23 @@ items > list
 for want in '01 done' '01 (caption 2) failed duplicate_id' '04.step failed no_caption' '05 failed no_file' '09.step failed no_caption'; do
     grep -q "^$want" list || fail "no '$want' among the items: $(cat list)"
 done
-cp p.json.embeddings.safetensors first
+cp p.json.embeddings.safetensors first; cp p.json.faiss first.faiss; cp p.json first.json
+inode() { stat -c %i p.json.faiss p.json.embeddings.safetensors | paste -s; }
+# saved embeddings and index are used again; damaged, or of other captions, they are not
+before=$(inode)
 pairs c.csv "$ENCODER" --force; cmp -s first p.json.embeddings.safetensors || fail "embeddings of the same captions changed"
+[ "$(inode)" = "$before" ] && grep -q 'p.json.faiss: the index of an earlier run' err || fail "the index was not used again"
+for damage in 'truncate -s 100' 'truncate -s 0' 'cp c.csv'; do
+    $damage p.json.faiss
+    pairs c.csv "$ENCODER" --force; [ $? -eq 1 ] && cmp -s first.faiss p.json.faiss && cmp -s first.json p.json || fail "a damaged index ($damage)"
+    grep -q 'p.json.faiss: is no whole flat index.* built anew' err || fail "a damaged index ($damage): $(cat err)"
+    truncate -s 100 p.json.embeddings.safetensors
+    pairs c.csv "$ENCODER" --force; cmp -s first p.json.embeddings.safetensors && cmp -s first.json p.json || fail "damaged embeddings"
+done
 sed 's/a ""round""/a square/' c.csv > d.csv
 pairs d.csv; cmp -s first p.json.embeddings.safetensors && fail "stale embeddings were taken for other captions"
+cmp -s first.faiss p.json.faiss && fail "a stale index was taken for other captions"
+grep -q 'p.json.faiss: of other captions, or by another encoder' err || fail "no word of the stale index"
 printf 'id,text\n1,a\n' > bad.csv; rm p.json
 pairs bad.csv; [ $? -eq 3 ] || fail "missing columns: exit"
 grep -q 'bad.csv: has no column model_id' err || fail "missing columns: $(cat err)"

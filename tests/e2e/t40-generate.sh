@@ -117,6 +117,9 @@ done
 cp -r adapter step-llm-llama3b-no_rag
 "$BIN/generate" --model tiny --adapter step-llm-llama3b-no_rag --caption "A part." --out released --grammar part21 --max-new-tokens 150 --preview off --db none -q > released.txt 2> err.txt || fail "no_rag: $(cat err.txt)"
 expect 2 "was trained with the plain prompt" "$BIN/generate" --model tiny --adapter step-llm-llama3b-no_rag --captions data/val.json --out no --db none -q
+"$BIN/merge-lora" --model tiny --adapter step-llm-qwen3b --out merged-release --db none -q > /dev/null 2> err.txt || fail "merge of a released adapter: $(cat err.txt)"
+grep -q '"release": "JasonShiii/step-llm-qwen3b"' merged-release/prompt.json || fail "the merged model does not say what it is: $(cat merged-release/prompt.json)"
+expect 2 "merged-release was trained with the retrieval prompt" "$BIN/generate" --model merged-release --caption "A part." --out no --db none -q
 cp -r adapter told; echo '{"template": "retrieval"}' > told/prompt.json
 expect 2 "give --rag" "$BIN/generate" --model tiny --adapter told --caption "A part." --out no --db none -q
 echo '{"template": "haiku"}' > told/prompt.json

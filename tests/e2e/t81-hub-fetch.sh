@@ -11,7 +11,7 @@ fail() { echo "FAIL: $*"; [ ! -s err ] || tail -5 err; exit 1; }
 cd "$dir" || exit 1
 export no_proxy='*' NO_PROXY='*'
 unset http_proxy https_proxy all_proxy HF_TOKEN HF_ENDPOINT
-for repo in own/model flaky/model gated/model rotten/model hostile/model own/data JasonShiii/step-llm-qwen3b; do
+for repo in own/model flaky/model gated/model rotten/model hostile/model own/data JasonShiii/step-llm-{qwen3b,llama3b,llama3b-no_rag} Qwen/Qwen2.5-3B mirror/Llama-3.2-3B-Instruct; do
     mkdir -p "root/hub/$repo/sub dir"
     echo '{"model_type":"x"}' > root/hub/$repo/config.json
     : > root/hub/$repo/empty.txt
@@ -82,6 +82,28 @@ HF_TOKEN=x get 2 'unencrypted' own/model --endpoint http://hub.example
 
 fresh; get 3 "unsafe" hostile/model; [ ! -e escaped.json ] && [ ! -e ../escaped.json ] || fail "escaped"
 get 3 'not valid JSON' own/model --endpoint "$HF_ENDPOINT/!fail=200"
-fresh; get 0 'with retrieval' JasonShiii/step-llm-qwen3b
-grep -q '"prompt": "retrieval"' out/.hub.json || fail "the prompt of a known adapter"
+# The released adapters are bound to a prompt and a base model, whatever the folder is called: hub-fetch notes it, generate checks.
+for b in Qwen/Qwen2.5-3B mirror/Llama-3.2-3B-Instruct own/model; do
+    fresh; get 0 '' $b; rm -rf "base-${b##*/}"; cp -r out "base-${b##*/}"
+done
+echo '[{"id_original":"1","caption":"A part.","id_retrieve":"2","relavant_step_file":"DATA;","output":"DATA;"}]' > pairs.json
+while read -r name base prompt; do
+    fresh; get 0 "was trained on .*$base, with the prompt $([ $prompt = plain ] && echo without || echo with) retrieval" JasonShiii/$name
+    python3 - $prompt <<'PY' || fail "$name: .hub.json"
+import json, sys
+o = json.load(open("out/.hub.json"))
+assert o["prompt"] == sys.argv[1] and o["base_model"] in ("Qwen/Qwen2.5-3B", "meta-llama/Llama-3.2-3B-Instruct")
+PY
+    [ -x "$BIN/generate" ] || continue
+    generate() { "$BIN/generate" --model "$1" --adapter out --out g "${@:2}" --db none -q > res 2> err; echo $?; }
+    wrong=(--caption x) right=(--captions pairs.json)
+    [ $prompt != plain ] || { wrong=(--captions pairs.json) right=(--caption x); }
+    [ "$(generate base-$base "${wrong[@]}")" = 2 ] && grep -q "out was trained with the $prompt prompt" err || fail "$name with the other prompt: $(cat err)"
+    [ "$(generate base-$base "${right[@]}")" = 3 ] && ! grep -q 'prompt' err || fail "$name with its prompt: $(cat err)" # (the base's files are made up)
+    [ "$(generate base-model "${right[@]}")" = 2 ] && grep -q "out was trained on .*$base, and base-model is own/model" err || fail "$name on another base: $(cat err)"
+done <<'E'
+step-llm-qwen3b Qwen2.5-3B retrieval
+step-llm-llama3b Llama-3.2-3B-Instruct retrieval
+step-llm-llama3b-no_rag Llama-3.2-3B-Instruct plain
+E
 echo "ok: $n_case cases"
