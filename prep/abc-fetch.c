@@ -395,7 +395,10 @@ static int unpack_model(struct job *j, struct archive *a, const char *path, int6
     bool writing = true, over = false;
 
     if (is_current(j->f, path, out)) {
+        uint64_t was;
+        int64_t mtime;
         j->current++;
+        j->bytes += file_stamp(out, &was, &mtime) == ERR_OK ? (int64_t)was : 0;
         goto out;
     }
     if ((rc = atomic_open(&file, out)) < 0) {
@@ -580,8 +583,14 @@ static void *fetch_chunk(void *ctx, size_t index, int worker, int *code)
     j->f = f;
     j->c = &f->list.v[index];
     *code = ERR_OK;
-    if (is_current(f, j->c->name, NULL))
+    pthread_mutex_lock(&f->lock);
+    json_t *earlier = tool_item_earlier(f->tool, j->c->name, NULL, NULL);
+    pthread_mutex_unlock(&f->lock);
+    if (earlier) {
+        j->current = json_integer_value(json_object_get(earlier, "kept"));
+        json_decref(earlier);
         return j;
+    }
     struct http *h = http_new(&(struct http_opts){.backoff_s = backoff_s});
     size_t n_places = mirrors.n + j->c->at.n;
     struct buf reasons = BUF_INIT;

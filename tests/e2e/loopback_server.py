@@ -18,6 +18,7 @@ beginning with '!', say what goes wrong; the rest is a file below ROOT:
     /!flip/a               the last byte is another
     /!html/a               a web page with status 200
     /!stall/a              half of the body, and then silence
+    /!slow=100000/a        so many bytes a second
     /!noetag/a             neither ETag nor date
     /!chunked/a            no Content-Length
 
@@ -150,6 +151,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             extra = int(how["long"])
         if "short" in how:
             body = body[:-int(how["short"])]
+        if "slow" in how:
+            self.send_response(status)
+            for k, v in headers:
+                self.send_header(k, v)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            step = int(how["slow"]) // 20
+            try:
+                for i in range(0, len(body), step):
+                    self.wfile.write(body[i:i + step])
+                    self.wfile.flush()
+                    time.sleep(0.05)
+            except OSError:
+                self.close_connection = True
+            return None
         if "stall" in how and n == 1:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -196,7 +212,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(200, body, [("Content-Type", "application/json")])
         name = urllib.parse.unquote(r.group(4))
         if name.endswith(".safetensors"):
-            how = "!drop1=5000/" if "flaky" in repo else "!flip/" if "rotten" in repo else ""
+            how = "!drop1=5000/" if "flaky" in repo else "!flip/" if "rotten" in repo else "!slow=1000000/" if "slow" in repo else ""
             return self.reply(302, b"", [("Location", "http://localhost:%d/%shub/%s/%s" % (
                 self.server.server_port, how, repo, r.group(4)))])
         return self.file("hub/%s/%s" % (repo, name), {}, n)
