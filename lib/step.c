@@ -515,6 +515,7 @@ struct parser {
     struct step_token t;
     size_t cap, ref_cap, section_cap, header_cap;
     struct buf joined; /* type of a complex instance */
+    bool reals;        /* one was met since the last instance */
 };
 
 static inline void advance(struct parser *ps)
@@ -604,8 +605,10 @@ static const char *plain_params(struct parser *ps, int *depth, enum params *stat
         case '0' ... '9': case '-': {
             struct step_token t;
             q = p;
-            if (lex_number(&q, end, &t) == STEP_BAD)
+            enum step_kind kind = lex_number(&q, end, &t);
+            if (kind == STEP_BAD)
                 return p;
+            ps->reals |= kind == STEP_REAL;
             break;
         }
         case '\'':
@@ -676,6 +679,7 @@ static int parse_params(struct parser *ps)
         case STEP_OMITTED: case STEP_DERIVED:
             if (state == AFTER)
                 return due(ps, "',' or ')'");
+            ps->reals |= ps->kind == STEP_REAL;
             state = AFTER;
             continue;
         default:
@@ -706,6 +710,8 @@ static inline void add_instance(struct parser *ps, struct step_entity e)
     struct step_file *f = ps->f;
     e.len = (uint32_t)(ps->p - f->text) - e.off;
     e.n_ref = (uint32_t)f->n_refs - e.ref;
+    e.reals = ps->reals;
+    ps->reals = false;
     if (e.id > f->max_id)
         f->max_id = e.id;
     ARRAY_GROW(f->v, ps->cap, f->n + 1);

@@ -89,6 +89,7 @@ struct step_entity {
     uint32_t ref, n_ref;   /* refs[ref] .. refs[ref + n_ref - 1], in the order of the text */
     uint16_t section;
     bool complex;
+    bool reals;            /* there may be reals among its values; false: there are none */
 };
 struct step_section {
     uint32_t off;          /* of the word DATA */

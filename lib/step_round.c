@@ -261,7 +261,7 @@ int step_round(const char *name, const char *text, size_t n, const struct step_r
     buf_grow(out, n);
     for (size_t i = 0; i < f->n; i++) {
         const struct step_entity *e = &f->v[i];
-        if (exact[e->type])
+        if (!e->reals || exact[e->type])
             continue;
         const char *p = text + e->par, *end = p + e->par_len;
         struct step_token t;

@@ -1,10 +1,12 @@
 #include "lib/tool.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *const tool_names[] = {
@@ -399,6 +401,43 @@ static bool names_a_file(const char *out, const char *const *suffixes)
     return false;
 }
 
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Inputs are never written over; and an output folder inside the input folder is no input the next time. */
+static int keep_apart(const struct tool_map *m, bool to_file, struct file_list *l)
+{
+    bool folder = path_is_dir(m->in);
+    char *lone = folder || to_file ? NULL : path_join(m->out, path_basename(m->in));
+    bool same = same_file(m->in, lone ? lone : m->out);
+    free(lone);
+    if (same)
+        return err_set(ERR_USAGE, "--out %s: is the input, which would be overwritten; name another", m->out);
+    char *in = realpath(m->in, NULL), *out = realpath(m->out, NULL);
+    size_t n = in ? strlen(in) : 0, kept = 0;
+    if (folder && in && out && !strncmp(in, out, n) && out[n] == '/') {
+        char *inside = xasprintf("%s/", out + n + 1);
+        for (size_t i = 0; i < l->n; i++) {
+            if (strncmp(l->v[i].rel, inside, strlen(inside))) {
+                l->v[kept++] = l->v[i];
+                continue;
+            }
+            free(l->v[i].path);
+            free(l->v[i].rel);
+        }
+        if (kept < l->n)
+            log_note("%s: the %zu files in there are outputs, and not read", m->out, l->n - kept);
+        l->n = kept;
+        free(inside);
+    }
+    free(in);
+    free(out);
+    return ERR_OK;
+}
+
 int tool_map_files(struct tool *t, const struct tool_map *m)
 {
     struct mapping mp = {.tool = t, .m = m};
@@ -408,9 +447,14 @@ int tool_map_files(struct tool *t, const struct tool_map *m)
     if (rc == ERR_OK && !mp.list.n)
         rc = err_set(ERR_IO, "%s: holds no file that ends in %s%s%s", m->in, suffixes[0], suffixes[1] ? " or " : "",
                      suffixes[1] ? suffixes[1] : "");
+    if (rc == ERR_OK)
+        rc = keep_apart(m, to_file, &mp.list);
     if (rc < 0)
         goto out;
     file_list_shard(&mp.list, t->shard_i, t->shard_n);
+    /* Buffers of a file's size come and go: to ask the system for each one anew took a tenth of the time. */
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 64 << 20);
     mp.out = xcalloc(mp.list.n, sizeof *mp.out);
     for (size_t i = 0; i < mp.list.n; i++) {
         char *rel = m->rename ? m->rename(m->ctx, mp.list.v[i].rel) : xstrdup(mp.list.v[i].rel);

@@ -112,7 +112,8 @@ struct tool_map {
     char *(*rename)(void *ctx, const char *rel);
 };
 /* IN a file: OUT is the file to write when it ends in one of the suffixes (and is no
- * directory), else the directory to write into.  ERR_IO when IN holds no such file. */
+ * directory), else the directory to write into.  ERR_IO when IN holds no such file; ERR_USAGE
+ * when OUT is IN.  An OUT inside IN is not read. */
 int tool_map_files(struct tool *t, const struct tool_map *m);
 
 /* "0.1.0" and the git revision this was built from. */

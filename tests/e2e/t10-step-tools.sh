@@ -51,6 +51,18 @@ touch -d '2001-01-01' r/a.step
 "$BIN"/step-round in --out r -q; [ "$(stat -c %Y r/a.step)" = "$(date -d 2001-01-01 +%s)" ] || fail "done work was repeated"
 "$BIN"/step-round in --out r -q --force; [ "$(stat -c %Y r/a.step)" != "$(date -d 2001-01-01 +%s)" ] || fail "--force"
 
+# The input is never the output, by whatever name; outputs inside the input folder are no input the next time.
+cp -r in own; ln -s own alias
+for o in own ./own/ alias "$PWD/own"; do
+    "$BIN"/step-round own --out "$o" -q 2> err; [ $? -eq 2 ] && grep -q 'is the input, which would be overwritten' err || fail "--out $o: $(cat err)"
+done
+for o in own own/a.step alias/a.step; do
+    "$BIN"/step-round own/a.step --out "$o" -q 2> err; [ $? -eq 2 ] && grep -q 'is the input' err || fail "own/a.step --out $o: $(cat err)"
+done
+diff -r in own || fail "inputs were changed"
+for i in 1 2; do "$BIN"/step-round own --out own/rounded -q --force || fail "--out inside: $?"; done
+diff -r r own/rounded || fail "--out inside the input: $(find own)"
+
 # Bad input: one line with the place, exit code, nothing half-written.
 mkdir bad; cp in/a.step bad/good.step
 : > bad/empty.step; head -c 100 in/a.step > bad/cut.step; head -c 5000 /dev/urandom > bad/noise.step
