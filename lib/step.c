@@ -964,6 +964,10 @@ int step_parse(const char *name, const char *text, size_t n, unsigned flags, str
     grow_slots(f->index, 64);
     f->index->arena.block_size = 4096;
     struct parser ps = {.f = f, .p = text, .end = text + n, .joined = BUF_INIT};
+    /* About as many as there will be: growing step by step copies all of a small file's index once more. */
+    size_t guess = n < (size_t)4 << 20 ? n / 64 + 8 : 65536;
+    ARRAY_GROW(f->v, ps.cap, guess);
+    ARRAY_GROW(f->refs, ps.ref_cap, guess * 2);
     int rc = parse_all(&ps, flags);
     buf_release(&ps.joined);
     if (rc == ERR_OK)

@@ -76,11 +76,11 @@ static char *spell(char *o, bool minus, const char *d, int n, int e)
     return o;
 }
 
-/* Appends the real token s rounded. */
+/* Appends the real token s rounded; there is room for MAX_DIGITS + 32 bytes. */
 static void put_real(const char *s, size_t len, int decimals, const struct step_round_opts *opts, struct buf *out,
                      bool *changed)
 {
-    char d[MAX_DIGITS], spelt[MAX_DIGITS + 32];
+    char d[MAX_DIGITS];
     const char *p = s, *end = s + len;
     int n = 0, e = 0, value_digits;
     bool minus = *p == '-', point = false;
@@ -119,7 +119,27 @@ static void put_real(const char *s, size_t len, int decimals, const struct step_
         k = -1;
     int kept = round_digits(d, n, k, &e);
     *changed = kept < value_digits;
-    buf_add(out, spelt, (size_t)(spell(spelt, minus, d, kept, e) - spelt));
+    out->n = (size_t)(spell(out->s + out->n, minus, d, kept, e) - out->s);
+}
+
+/* A real that put_real() would write as it stands: most are 0. or 1. or have few digits. */
+static bool stays(const char *p, size_t len, int decimals)
+{
+    const char *end = p + len, *whole, *dot;
+    bool minus = *p == '-';
+    whole = p += minus;
+    while (p < end && is_digit(*p))
+        p++;
+    dot = p;
+    if (dot == whole || dot - whole > 15 || dot == end || *dot != '.' || (*whole == '0' && dot - whole > 1))
+        return false;
+    for (p++; p < end && is_digit(*p); p++)
+        ;
+    if (p < end || p - dot - 1 > decimals)
+        return false;
+    if (p - dot == 1)
+        return !(minus && *whole == '0');
+    return p[-1] != '0' && (*whole != '0' || p - dot - 1 <= 5 || dot[1] != '0');
 }
 
 /* ---- the length unit ---- */
@@ -187,6 +207,17 @@ static double file_unit_mm(const struct step_file *f)
     return largest;
 }
 
+/* The end of a real from its point or E on. */
+static inline const char *real_end(const char *p, const char *end)
+{
+    for (p += *p == '.'; p < end && is_digit(*p); p++)
+        ;
+    if (p < end && (*p == 'E' || *p == 'e'))
+        for (p += 2; p < end && is_digit(*p); p++) /* a sign or a digit follows */
+            ;
+    return p;
+}
+
 /* The next real of parameters that the parser has seen to be well formed; *p moves behind it. */
 static bool next_real(const char **pp, const char *end, struct step_token *t)
 {
@@ -198,20 +229,17 @@ static bool next_real(const char **pp, const char *end, struct step_token *t)
             t->s = p;
             while (q < end && is_digit(*q))
                 q++;
-            bool real = q < end && (*q == '.' || *q == 'E' || *q == 'e');
-            if (real) {
-                q = p;
-                step_lex(&q, end, t);
-                *pp = q;
+            if (q < end && (*q == '.' || *q == 'E' || *q == 'e')) {
+                *pp = real_end(q, end);
+                t->n = (size_t)(*pp - p);
                 return true;
             }
             break;
         }
         case '.': /* .T., or .5 */
             if (q < end && is_digit(*q)) {
-                q = p;
-                step_lex(&q, end, t);
-                *pp = q;
+                *pp = real_end(p, end);
+                *t = (struct step_token){.s = p, .n = (size_t)(*pp - p)};
                 return true;
             }
             while (q < end && *q != '.')
@@ -258,7 +286,7 @@ int step_round(const char *name, const char *text, size_t n, const struct step_r
         exact[i] = strstr(step_type(f, (uint32_t)i), "MEASURE_WITH_UNIT") != NULL;
 
     const char *from = text; /* not yet copied */
-    buf_grow(out, n);
+    buf_grow(out, n + MAX_DIGITS + 32);
     for (size_t i = 0; i < f->n; i++) {
         const struct step_entity *e = &f->v[i];
         if (!e->reals || exact[e->type])
@@ -267,10 +295,15 @@ int step_round(const char *name, const char *text, size_t n, const struct step_r
         struct step_token t;
         while (next_real(&p, end, &t)) {
             bool changed;
-            buf_add(out, from, (size_t)(t.s - from));
+            report->reals++;
+            if (opts->flush <= 0 && stays(t.s, t.n, report->decimals))
+                continue;
+            size_t gap = (size_t)(t.s - from);
+            buf_grow(out, gap + MAX_DIGITS + 32);
+            memcpy(out->s + out->n, from, gap);
+            out->n += gap;
             put_real(t.s, t.n, report->decimals, opts, out, &changed);
             from = p;
-            report->reals++;
             report->changed += changed;
         }
     }

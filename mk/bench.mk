@@ -1,7 +1,10 @@
 # Benchmarks.  ORIGINAL= a checkout of the original, to time it beside ours; STEPS= files to work on.
-.PHONY: bench bench-step bench-prep
+.PHONY: bench bench-step bench-prep bench-growth
 STEPS ?= datasets/sample/steps
 bench: bench-step bench-prep
+# Time of step-restructure by size, with a plot in docs/images/growth.svg.
+bench-growth: all
+	@B=$(B) scripts/bench-growth.sh
 bench-prep: all
 	@ORIGINAL='$(ORIGINAL)' B=$(B) PYTHON=$(PYTHON) scripts/bench-prep.sh $(STEPS)
 
