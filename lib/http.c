@@ -149,7 +149,7 @@ static size_t refuse(struct http *h)
     return 0;
 }
 
-static bool begins_like_html(const char *s, size_t n)
+bool http_is_page(const char *s, size_t n)
 {
     while (n && (*s == ' ' || *s == '\n' || *s == '\r' || *s == '\t'))
         s++, n--;
@@ -165,7 +165,7 @@ static int check_magic(const struct download *d)
         return ERR_OK;
     char *url = http_shown_url(f->url);
     int rc = err_set(ERR_FORMAT, "%s: %s came instead of the file (it begins otherwise)", url,
-                     begins_like_html(d->head, n) ? "a web page" : "something else");
+                     http_is_page(d->head, n) ? "a web page" : "something else");
     free(url);
     return rc;
 }
@@ -413,7 +413,7 @@ static int back_off(struct http *h, int fails)
 static void add_body_text(const struct http *h, const struct buf *body)
 {
     size_t n = body->n < 300 ? body->n : 300;
-    if (h->status < 300 || !n || begins_like_html(body->s, n) || memchr(body->s, 0, n))
+    if (h->status < 300 || !n || http_is_page(body->s, n) || memchr(body->s, 0, n))
         return;
     char text[301];
     memcpy(text, body->s, n);
@@ -703,7 +703,7 @@ int http_download(struct http *h, const struct http_file *f)
         rc = disk_error(h, f->path);
     if (rc == ERR_OK)
         unlink(d.tag);
-    else if (rc == ERR_FORMAT || rc == ERR_NOMEM)
+    else if (rc == ERR_FORMAT || rc == ERR_NOMEM || (d.file && !d.have))
         drop_part(&d); /* of no use to the next start */
     free(d.part);
     free(d.tag);

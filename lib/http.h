@@ -80,4 +80,7 @@ char *http_shown_url(const char *url);
  * percent-encoded, into out. */
 void http_put_path(struct buf *out, const char *path);
 
+/* Whether these first bytes of a file are a web page's. */
+bool http_is_page(const char *s, size_t n);
+
 #endif

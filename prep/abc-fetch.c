@@ -465,6 +465,23 @@ out:
     return rc;
 }
 
+/* An archive, by how it begins.  What a mirror's log-in page is saved as ends in .7z, too. */
+static int check_begin(const char *path)
+{
+    char head[512];
+    FILE *f = fopen(path, "rbe");
+    if (!f)
+        return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    size_t n = fread(head, 1, sizeof head, f);
+    bool failed = ferror(f);
+    fclose(f);
+    if (failed)
+        return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    if (n >= sizeof MAGIC_7Z && !memcmp(head, MAGIC_7Z, sizeof MAGIC_7Z))
+        return ERR_OK;
+    return err_set(ERR_FORMAT, "no 7-Zip archive: it is %s", !n ? "empty" : http_is_page(head, n) ? "a web page" : "something else");
+}
+
 static int unpack(struct job *j, const char *archive_path)
 {
     struct archive *a = archive_read_new();
@@ -475,8 +492,10 @@ static int unpack(struct job *j, const char *archive_path)
 
     budget = (int64_t)packed * MAX_RATIO + RATIO_SLACK;
     archive_read_support_format_7zip(a);
+    if (rc == ERR_OK)
+        rc = check_begin(archive_path);
     if (rc == ERR_OK && archive_read_open_filename(a, archive_path, 1 << 20) != ARCHIVE_OK)
-        rc = err_set(ERR_FORMAT, "%s: no 7-Zip archive: %s", j->c->name, archive_error_string(a));
+        rc = err_set(ERR_FORMAT, "no 7-Zip archive: %s", archive_error_string(a));
     while (rc == ERR_OK && (ar = archive_read_next_header(a, &e)) != ARCHIVE_EOF) {
         if (ar == ARCHIVE_RETRY)
             continue;
@@ -561,10 +580,8 @@ static int fetch_from(struct job *j, struct http *h, const char *place)
     if (rc == ERR_OK) {
         rc = unpack(j, archive_path);
         /* One with failed models is asked for again: no need to download what is known to be right. */
-        if (rc == ERR_FORMAT || (rc == ERR_OK && !keep_archives && !(j->failed && (c->sha256 || c->md5)))) {
+        if (rc == ERR_FORMAT || (rc == ERR_OK && !keep_archives && !(j->failed && (c->sha256 || c->md5))))
             unlink(archive_path);
-            rmdir(folder); /* succeeds for the last one */
-        }
     } else {
         j->local = http_last(h).disk;
     }
@@ -675,6 +692,9 @@ static int run(struct tool *t)
     progress_start("fetching", 0, "B");
     rc = pool_run(&(struct pool_job){.n = f.list.n, .threads = t->threads, .work = fetch_chunk, .done = chunk_done, .ctx = &f});
     progress_end();
+    char *folder = path_join(out_dir, ".chunks");
+    rmdir(folder); /* unless something is kept in there */
+    free(folder);
     tool_print(t, "%zu models of %zu chunks in %s\n", f.n_models, f.list.n, out_dir);
 out:
     list_release(&f.list);

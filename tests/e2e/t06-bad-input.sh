@@ -22,6 +22,7 @@ for c in "step-round $bad --out r" "step-round $bad --out rr --mode reference" "
     timeout 120 "$BIN"/$c --db bad.db --json -q > lines 2> err; rc=$?
     [ $rc -le 1 ] || fail "$c: exit $rc: $(tail -n 2 err)"
     python3 -c 'import json,sys; [json.loads(l) for l in open("lines")]' || fail "$c: results are no JSON lines"
+    [ "$(sqlite3 bad.db "SELECT count(*) FROM items WHERE state='failed' AND coalesce(reason, '')=''")" = 0 ] || fail "$c: a failed item without a reason"
     [ -z "$(find . -name '.*.part')" ] || fail "$c: left $(find . -name '.*.part')"
 done
 echo ok

@@ -22,6 +22,7 @@ items > list
 for want in '01 done' '01 (caption 2) failed duplicate_id' '04.step failed no_caption' '05 failed no_file' '09.step failed no_caption'; do
     grep -q "^$want" list || fail "no '$want' among the items: $(cat list)"
 done
+grep -q '2 STEP files without caption, 1 captions without STEP file' err || fail "counts: $(cat err)"
 cp p.json.embeddings.safetensors first; cp p.json.faiss first.faiss; cp p.json first.json
 inode() { stat -c %i p.json.faiss p.json.embeddings.safetensors | paste -s; }
 # saved embeddings and index are used again; damaged, or of other captions, they are not
@@ -46,4 +47,10 @@ mkdir enc; echo '{"architectures":["RobertaModel"]}' > enc/config.json
 pairs c.csv enc; [ $? -eq 3 ] || fail "another architecture: exit"
 grep -q "architecture 'RobertaModel' is not supported" err || fail "another architecture: $(cat err)"
 [ ! -e p.json ] || fail "something was written"
+python3 - <<'P' || fail "reasons in the database"
+import sqlite3
+reasons = [r[0] for r in sqlite3.connect("t.db").execute("select error from runs where state='failed' order by id")]
+assert any("has no column model_id" in r for r in reasons), reasons
+assert any("architecture 'RobertaModel' is not supported" in r for r in reasons), reasons
+P
 echo ok

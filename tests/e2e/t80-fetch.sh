@@ -11,6 +11,8 @@ cd "$dir" || exit 1
 export no_proxy='*' NO_PROXY='*'
 unset http_proxy https_proxy all_proxy
 mkdir root in bad
+echo '<!DOCTYPE html><html><body>Please log in</body></html>' > bad/page.html
+head -c 5000 /dev/urandom > bad/noise; : > bad/empty; python3 -c 'import zipfile; zipfile.ZipFile("bad/zip", "w").writestr("a.step", "x")'
 
 python3 - <<'PY'
 import os, random
@@ -167,6 +169,24 @@ open("root/abc_0009_step_v00.7z", "wb").write(data)
 PY
 get 1 'damaged' "$h"
 [ -z "$(find out -name '.*.part')" ] || fail "half-written: $(find out -name '.*.part')"
+
+# no archives at all: by URL and in a folder of archives, each with its reason in the database
+while IFS=: read -r name by_url in_folder; do
+    rm -rf mirror; mkdir mirror; cp bad/$name mirror/abc_0009_step_v00.7z; cp bad/$name root/abc_0009_step_v00.7z
+    for how in url folder; do
+        more=() l=$h text=$by_url
+        [ $how = url ] || { more=(--mirror "$PWD/mirror") l="http://127.0.0.1:1/x abc_0009_step_v00.7z" text=$in_folder; }
+        get 1 "$text" "$l" -- "${more[@]}"
+        sql "select state||': '||reason from items" | grep -q "^failed: .*$text" || fail "$name by $how: no reason in the database: $(sql 'select * from items')"
+        [ -z "$(find out -type f)" ] || fail "$name by $how: left $(find out -type f)"
+    done
+    cmp -s bad/$name mirror/abc_0009_step_v00.7z || fail "a mirror's file was touched"
+done <<'L'
+page.html:a web page came instead:no 7-Zip archive. it is a web page
+noise:something else came instead:no 7-Zip archive. it is something else
+empty:is only 0 bytes long:no 7-Zip archive. it is empty
+zip:something else came instead:no 7-Zip archive. it is something else
+L
 
 # a member of 278 MB, the largest of the real chunks, beside an empty one: it goes through, not into, memory
 python3 - <<'PY'
