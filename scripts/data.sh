@@ -50,5 +50,5 @@ tool rag-pairs --captions "$captions" --steps "$work/restructured" --encoder "$e
 tool token-filter --tokenizer "$(model_key "$config" dir)" --max-tokens "${max_tokens:-16384}" \
     $([ "$top_k" = 0 ] && echo --no-rag) --in "$work/pairs.json" --out "$work/fit.json"
 tool split --in "$work/fit.json" --out "$work" --seed "${SEED:-3407}" --mode "$mode" ${RATIOS:+--ratios "$RATIOS"} --steps "$steps"
-grep -q id_original "$work/train.json" || die "$work/train.json holds no record: of what was there, too little fits ${max_tokens:-16384} tokens (MAX_TOKENS=N)"
+grep -q id_original "$work/train.json" || say "warning: no record is left to train on: too little fits ${max_tokens:-16384} tokens (MAX_TOKENS=N)"
 say "ready: make train MODEL=${MODEL:-qwen} DATA=$work"
