@@ -116,6 +116,15 @@ static void shade(vec n, double above, uint8_t rgb[3])
     rgb[2] = to_byte(0.88 * light + shine);
 }
 
+/* Narrows the columns x0..x1 to those where f, which grows by `slope` a column from f0 at x0, may be positive; with one to spare. */
+static void narrow(double f0, double slope, int x0, double *lo, double *hi)
+{
+    if (slope > 0)
+        *lo = fmax(*lo, floor(x0 - f0 / slope) - 1);
+    else if (slope < 0)
+        *hi = fmin(*hi, ceil(x0 - f0 / slope) + 1);
+}
+
 static void draw_triangle(struct canvas *c, const vec p[3], const vec n[3])
 {
     double area = (p[1].x - p[0].x) * (p[2].y - p[0].y) - (p[2].x - p[0].x) * (p[1].y - p[0].y);
@@ -123,12 +132,23 @@ static void draw_triangle(struct canvas *c, const vec p[3], const vec n[3])
         return;
     int x0 = (int)fmax(0, floor(fmin(p[0].x, fmin(p[1].x, p[2].x)))), x1 = (int)fmin(c->size - 1, ceil(fmax(p[0].x, fmax(p[1].x, p[2].x))));
     int y0 = (int)fmax(0, floor(fmin(p[0].y, fmin(p[1].y, p[2].y)))), y1 = (int)fmin(c->size - 1, ceil(fmax(p[0].y, fmax(p[1].y, p[2].y))));
-    for (int y = y0; y <= y1; y++)
-        for (int x = x0; x <= x1; x++) {
-            double px = x + 0.5, py = y + 0.5;
-            double b = ((px - p[0].x) * (p[2].y - p[0].y) - (p[2].x - p[0].x) * (py - p[0].y)) / area;
-            double d = ((p[1].x - p[0].x) * (py - p[0].y) - (px - p[0].x) * (p[1].y - p[0].y)) / area;
-            double a = 1 - b - d;
+    /* Weights of the corners 1 and 2, linear in x and y. */
+    double bx = (p[2].y - p[0].y) / area, by = -(p[2].x - p[0].x) / area, dx = -(p[1].y - p[0].y) / area, dy = (p[1].x - p[0].x) / area;
+    bool flat = !memcmp(&n[0], &n[1], sizeof *n) && !memcmp(&n[0], &n[2], sizeof *n);
+    uint8_t plain[3];
+    if (flat) { /* one colour */
+        vec w = normalised(n[0]);
+        shade((vec){dot(w, c->right), dot(w, c->up), dot(w, c->from)}, w.z, plain);
+    }
+    for (int y = y0; y <= y1; y++) {
+        double b0 = (x0 + 0.5 - p[0].x) * bx + (y + 0.5 - p[0].y) * by, d0 = (x0 + 0.5 - p[0].x) * dx + (y + 0.5 - p[0].y) * dy, lo = x0, hi = x1;
+        narrow(b0, bx, x0, &lo, &hi);
+        narrow(d0, dx, x0, &lo, &hi);
+        narrow(1 - b0 - d0, -bx - dx, x0, &lo, &hi);
+        if (!(lo <= hi)) /* and far outside, perhaps */
+            continue;
+        for (int x = (int)lo; x <= (int)hi; x++) {
+            double b = b0 + (x - x0) * bx, d = d0 + (x - x0) * dx, a = 1 - b - d;
             if (a < -1e-9 || b < -1e-9 || d < -1e-9)
                 continue;
             size_t i = (size_t)y * (size_t)c->size + (size_t)x;
@@ -136,10 +156,15 @@ static void draw_triangle(struct canvas *c, const vec p[3], const vec n[3])
             if (z <= c->depth[i])
                 continue;
             c->depth[i] = z;
+            if (flat) {
+                memcpy(c->rgb + 3 * i, plain, 3);
+                continue;
+            }
             vec w = normalised((vec){a * n[0].x + b * n[1].x + d * n[2].x, a * n[0].y + b * n[1].y + d * n[2].y,
                                      a * n[0].z + b * n[1].z + d * n[2].z});
             shade((vec){dot(w, c->right), dot(w, c->up), dot(w, c->from)}, w.z, c->rgb + 3 * i);
         }
+    }
 }
 
 static const uint8_t INK[3] = {38, 44, 54};
