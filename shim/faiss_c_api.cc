@@ -64,7 +64,6 @@ void faiss_Index_free(FaissIndex *index)
 
 int faiss_Index_d(const FaissIndex *index) { return of(index)->d; }
 idx_t faiss_Index_ntotal(const FaissIndex *index) { return of(index)->ntotal; }
-FaissMetricType faiss_Index_metric_type(const FaissIndex *index) { return static_cast<FaissMetricType>(of(index)->metric_type); }
 
 int faiss_Index_add(FaissIndex *index, idx_t n, const float *x)
 {

@@ -4,6 +4,7 @@
 #include <faiss/c_api/Index_c.h>
 #include <faiss/c_api/error_c.h>
 #include <faiss/c_api/index_io_c.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/err.h"
@@ -96,23 +97,24 @@ int vindex_save(const vindex *v, const char *path)
  * many floats follow.  FAISS takes these at their word, and would ask for as much memory as a damaged file says. */
 static int check_size(const char *path)
 {
-    enum { DIM = 4, COUNT = 8, FLOATS = 37, HEAD = 45 };
+    enum { DIM = 4, COUNT = 8, METRIC = 33, FLOATS = 37, HEAD = 45 };
     struct file_map m;
     int rc = file_map(path, 0, &m);
     if (rc < 0)
         return rc;
-    int32_t dim = 0;
+    int32_t dim = 0, metric = 0;
     int64_t count = 0, floats = 0;
     bool ok = m.size >= HEAD && !memcmp(m.data, "IxF", 3);
     if (ok) {
         memcpy(&dim, m.data + DIM, sizeof dim);
         memcpy(&count, m.data + COUNT, sizeof count);
+        memcpy(&metric, m.data + METRIC, sizeof metric);
         memcpy(&floats, m.data + FLOATS, sizeof floats);
-        ok = dim > 0 && count >= 0 && (uint64_t)floats == (m.size - HEAD) / sizeof(float) && (m.size - HEAD) % sizeof(float) == 0 &&
-             floats % dim == 0 && floats / dim == count;
+        ok = dim > 0 && metric == METRIC_INNER_PRODUCT && count >= 0 && (m.size - HEAD) % sizeof(float) == 0 &&
+             (uint64_t)floats == (m.size - HEAD) / sizeof(float) && floats % dim == 0 && floats / dim == count;
     }
     file_unmap(&m);
-    return ok ? ERR_OK : err_set(ERR_FORMAT, "%s: is no whole flat index of FAISS", path);
+    return ok ? ERR_OK : err_set(ERR_FORMAT, "%s: is no whole flat index of FAISS by inner product", path);
 }
 
 int vindex_load(const char *path, vindex **out)
@@ -124,9 +126,9 @@ int vindex_load(const char *path, vindex **out)
         return rc;
     if (faiss_read_index_fname(path, 0, &index) != OK)
         return err_set(ERR_FORMAT, "%s: %s", path, faiss_get_last_error());
-    if (!faiss_IndexFlat_cast(index) || faiss_Index_metric_type(index) != METRIC_INNER_PRODUCT) {
+    if (!faiss_IndexFlat_cast(index)) {
         faiss_Index_free(index);
-        return err_set(ERR_FORMAT, "%s: is no flat inner-product index", path);
+        return err_set(ERR_FORMAT, "%s: is no flat index", path);
     }
     *out = xcalloc(1, sizeof **out);
     (*out)->index = index;
