@@ -45,6 +45,7 @@ struct step_restructure_opts {
     enum step_order order;
     bool compact; /* no instance names, references as distances: see below */
     bool bare;    /* no comments */
+    bool geometry_first; /* the curve of an edge ahead of its vertices, the surface of a face ahead of its bounds */
     /* children-first: gets a struct step_forward for each reference that still points forward; or NULL */
     struct buf *forward;
 };

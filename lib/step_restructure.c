@@ -26,6 +26,7 @@ enum { UNSEEN, OPEN, DONE };
 struct walk {
     const struct step_file *f;
     bool parent_first;
+    uint32_t last_first[2]; /* types whose last reference is followed first */
     uint8_t *state; /* UNSEEN, OPEN, DONE */
     uint32_t *order; /* instances in the order of the output */
     size_t n;
@@ -59,7 +60,10 @@ static void walk_from(struct walk *w, uint32_t root)
             depth--;
             continue;
         }
-        uint32_t child = f->refs[e->ref + top->next++].target;
+        uint32_t k = top->next++;
+        if (e->type == w->last_first[0] || e->type == w->last_first[1])
+            k = k ? k - 1 : e->n_ref - 1;
+        uint32_t child = f->refs[e->ref + k].target;
         if (child == STEP_NONE)
             continue;
         if (w->state[child] == OPEN)
@@ -286,6 +290,8 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
         return rc;
     *report = (struct step_restructure_report){.entities = f->n, .dangling = f->n_dangling};
     struct walk w = {.f = f, .parent_first = opts->order == STEP_PARENT_FIRST, .report = report};
+    w.last_first[0] = opts->geometry_first ? step_type_find(f, "EDGE_CURVE") : STEP_NONE;
+    w.last_first[1] = opts->geometry_first ? step_type_find(f, "ADVANCED_FACE") : STEP_NONE;
     w.state = xcalloc(f->n + 1, sizeof *w.state);
     w.order = xmalloc((f->n + 1) * sizeof *w.order);
     w.stack = xmalloc((f->n + 1) * sizeof *w.stack);

@@ -70,6 +70,19 @@ static double size(struct gen *g, double lo, double hi, double step)
     return whole(g, a, z) * step;
 }
 
+/* A height of lo..hi over a run, in one of a few slopes, as machinists have them: a cone's text states its angle in
+ * radians, a number that can be known for a few slopes, but not worked out of the sizes. */
+static double taper(struct gen *g, double run, double lo, double hi)
+{
+    static const double slopes[] = {0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10};
+    int a = 0, z = ARRAY_LEN(slopes) - 1;
+    while (a < z && run * slopes[a] < lo - 1e-9)
+        a++;
+    while (z > a && run * slopes[z] > hi + 1e-9)
+        z--;
+    return run * slopes[whole(g, a, z)];
+}
+
 static char *scratch(struct gen *g)
 {
     return g->scratch[g->next++ % (int)ARRAY_LEN(g->scratch)];
@@ -616,7 +629,7 @@ static int shaft(struct gen *g)
 
 static int rod(struct gen *g)
 {
-    double r = size(g, 2, 15, 0.5), h = size(g, 5 * r, 12 * r, 1), z = 0, tip = size(g, r, 2.5 * r, 0.5);
+    double r = size(g, 2, 15, 0.5), h = size(g, 5 * r, 12 * r, 1), z = 0, tip = taper(g, r, r, 2.5 * r);
     bool flanged = chance(g, 0.55), conical = chance(g, 0.4), round_tip = !conical && chance(g, 0.3);
     bool bored = !conical && !round_tip && chance(g, 0.35);
     double bore = bored ? size(g, r * 0.4, r * 0.6, 0.5) : 0, rf = r + size(g, fmax(2, r / 2), r * 1.5, 0.5), t = size(g, 1.5, 6, 0.5);
@@ -894,6 +907,7 @@ static int pulley(struct gen *g)
     int kind = whole(g, 0, 2);
     point(g, bore, 0, 0), point(g, r, 0, 0);
     if (kind == 0) {
+        deep = taper(g, h / 2 - lip, r * 0.12, r * 0.3);
         point(g, r, lip, 0), point(g, r - deep, h / 2, 0), point(g, r, h - lip, 0);
     } else if (kind == 1) {
         point(g, r, lip, 0), point(g, r - deep, lip, 0), point(g, r - deep, h - lip, 0), point(g, r, h - lip, 0);
@@ -937,6 +951,7 @@ static int spool(struct gen *g)
 static int wedge(struct gen *g)
 {
     double w = size(g, 20, 80, 1), d = size(g, 10, 50, 1), h = size(g, 10, 50, 1);
+    double wall = 0;
     int kind = whole(g, 0, 3);
     const char *what;
     if (kind == 0) {
@@ -951,17 +966,24 @@ static int wedge(struct gen *g)
         point(g, -w / 2, 0, 0), point(g, w / 2, 0, 0), point(g, top / 2, h, 0), point(g, -top / 2, h, 0);
         what = pick(g, "A trapezoidal block|A trapezoidal prism|A block with two sloped sides");
     } else {
-        double wall = size(g, h / 4, h / 2, 1);
+        wall = size(g, h / 4, h / 2, 1);
         point(g, -w / 2, 0, 0), point(g, w / 2, 0, 0), point(g, w / 2, wall, 0), point(g, 0, h, 0), point(g, -w / 2, wall, 0);
         what = pick(g, "A rectangular block with a triangular prism on top|A house-shaped block|A block with a gabled top");
     }
     close_loop(g);
     int s = extrude(g, OCC_Y(0, d / 2, 0), d);
     if (chance(g, 0.3)) {
-        double r = size(g, 1, fmin(d / 5, w / 12), 0.5);
-        s = occ_cut(g->b, s, upright(g, kind < 2 ? w / 4 : 0, 0, 0, r, h));
-        say(g, "%s%s", what, pick(g, strstr(what, "with") || strstr(what, "on top") ? " and a vertical circular hole| and a circular through hole"
-                                                             : " with a circular hole through it| with a circular through hole"));
+        /* Not through a slope, where its rim would be an ellipse of numbers that no size tells. */
+        double r = kind == 2 ? size(g, 1, fmin(d / 5, w / 12), 0.5) : size(g, 1, fmin(w, h) / 6, 0.5);
+        double x = kind == 3 ? 0 : round(w / 4), z = kind == 3 ? wall : round(h / 4);
+        s = occ_cut(g->b, s, kind == 2 ? upright(g, 0, 0, 0, r, h) : occ_cylinder(g->b, OCC_Y(x, d / 2, z), r, d));
+        bool more = strstr(what, "with") || strstr(what, "on top");
+        if (kind == 2)
+            say(g, "%s%s", what, pick(g, more ? " and a vertical circular hole| and a circular through hole"
+                                              : " with a circular hole through it| with a circular through hole"));
+        else
+            say(g, "%s%s", what, pick(g, more ? " and a circular hole from front to back| and a circular through hole"
+                                              : " with a circular hole through it| with a circular through hole"));
         detail(g, "a %g mm hole", 2 * r);
     } else {
         say(g, "%s", what);
@@ -972,8 +994,9 @@ static int wedge(struct gen *g)
 
 static int cone(struct gen *g)
 {
-    double r = size(g, 8, 40, 0.5), h = size(g, r * 0.8, r * 3, 1), top = size(g, r * 0.25, r * 0.7, 0.5), t = size(g, 1, fmax(1, top / 3), 0.5);
+    double r = size(g, 8, 40, 0.5), top = size(g, r * 0.25, r * 0.7, 0.5), t = size(g, 1, fmax(1, top / 3), 0.5);
     int kind = whole(g, 0, 3);
+    double h = taper(g, kind == 0 ? r : r - top, r * 0.8, r * 3);
     if (kind == 0) {
         say(g, "A %s", pick(g, "cone|solid cone|cone with a circular base"));
         point(g, 0, 0, 0), point(g, r, 0, 0), point(g, 0, h, 0);

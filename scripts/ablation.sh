@@ -5,14 +5,14 @@
 #
 #   W=runs/ablation    work folder; its runs.db holds the results, its report.html shows the parts
 #   PARTS=13000        made by synth, less 200 for the test set and 100 for validation
-#   STEPS=1200         TOKENS=32000 a step
+#   STEPS=1600         TOKENS=32000 a step
 #   ROWS='named ...'   only these (the table below)
 #   STAGES='data train score'      train wants a GPU, score wants OpenCASCADE: they may run on different machines
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 W=${W:-runs/ablation}
-PARTS=${PARTS:-13000} STEPS=${STEPS:-1200} TOKENS=${TOKENS:-32000}
+PARTS=${PARTS:-20000} STEPS=${STEPS:-1600} TOKENS=${TOKENS:-32000}
 STAGES=${STAGES:-data train score}
 db=${DB:-$W/runs.db}
 encoder=${ENCODER:-third_party/minilm}
@@ -23,7 +23,8 @@ retrieval        lean         strict     --order=children-first                s
 parent           lean         strict     --order=parent-first                  step    no         parents first
 bare             lean         strict     --no-annotations                      step    no         children first, no annotations
 compact          lean         strict     --compact                             step    no         children first, compact
-shipped          lean         strict     --compact,--no-annotations            lean    no         compact, no annotations, lean tokens
+lean-tokens      lean         strict     --compact,--no-annotations            lean    no         compact, no annotations, lean tokens
+shipped          lean         strict     --compact,--no-annotations,--geometry-first lean no      compact, no annotations, lean tokens, geometry first
 native           opencascade  strict     --order=original                      step    no         OpenCASCADE's file, its order
 native-children  opencascade  strict     --order=children-first                step    no         OpenCASCADE's file, children first
 native-reference opencascade  reference  --order=children-first                step    no         OpenCASCADE's file, children first, reference rounding"

@@ -29,7 +29,7 @@ prepare() { # folder seed count test val options of synth...
         tool synth --count "$count" --seed "$seed" --captions varied --read-back 10 --out "$d/parts" --json "$@" > "$d/.parts.jsonl"
         mv "$d/.parts.jsonl" "$d/parts.jsonl"
     fi
-    tool step-restructure "$d/parts/steps" --out "$d/compact" --compact --no-annotations
+    tool step-restructure "$d/parts/steps" --out "$d/compact" --compact --no-annotations --geometry-first
     tool rag-pairs --captions "$d/parts/captions.csv" --steps "$d/compact" --top-k 0 --out "$d/pairs.json"
     tool split --in "$d/pairs.json" --out "$d/data" --test "$test" --val "$val" --unique --group-by sizes --parts "$d/parts.jsonl" \
         --steps "$d/parts/steps"

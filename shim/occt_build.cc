@@ -234,6 +234,7 @@ class StepText {
 
     std::string file(const TopoDS_Solid &solid, const char *name, const char *product_name)
     {
+        collect_runs(solid);
         int shell = closed_shell(solid);
         int brep = fresh("MANIFOLD_SOLID_BREP('',#" + num(shell) + ")");
         int origin = fresh("AXIS2_PLACEMENT_3D('',#" + num(point(gp_Pnt(0, 0, 0))) + ",#" + num(direction(gp_Dir(0, 0, 1))) +
@@ -274,6 +275,7 @@ class StepText {
     std::unordered_map<std::string, int> known; // bodies that are written once
     TopTools_IndexedMapOfShape edge_of, vertex_of;
     std::vector<int> edge_id, vertex_id;
+    std::vector<gp_Vec> run;
 
     static std::string num(int v) { return std::to_string(v); }
 
@@ -322,7 +324,61 @@ class StepText {
     }
 
     int point(const gp_Pnt &p) { return shared("CARTESIAN_POINT(''," + triple(p.X(), p.Y(), p.Z(), 0) + ")"); }
-    int direction(const gp_Dir &d) { return shared("DIRECTION(''," + triple(d.X(), d.Y(), d.Z(), 2) + ")"); }
+    // STEP's directions have no length: (65.,0.,-25.) is exact and easily told from the points, its cosines are not.
+    // A direction that is that of a straight edge, or square to one seen along an axis, gets its numbers where
+    // they are multiples of a quarter; the longest such vector counts, so that parallel directions share an entity.
+    int direction(const gp_Dir &d)
+    {
+        double v[3] = {d.X(), d.Y(), d.Z()}, least = 2, most = 0;
+        int n = 0;
+        for (double x : v)
+            if (std::fabs(x) > 1e-9) {
+                least = std::fmin(least, std::fabs(x));
+                most = std::fmax(most, std::fabs(x));
+                n++;
+            }
+        if (n > 1 && most - least < 1e-8) {
+            for (double &x : v)
+                x = x > 1e-9 ? 1 : x < -1e-9 ? -1 : 0;
+        } else if (n > 1) {
+            double longest = 0;
+            for (const gp_Vec &c : run)
+                if (double m = c.Magnitude(); m > longest + 1e-6 && c.Crossed(gp_Vec(d)).Magnitude() < 1e-7 * m) {
+                    double sign = c.Dot(gp_Vec(d)) < 0 ? -1 : 1;
+                    v[0] = sign * c.X(), v[1] = sign * c.Y(), v[2] = sign * c.Z();
+                    longest = m;
+                }
+        }
+        return shared("DIRECTION(''," + triple(v[0], v[1], v[2], 2) + ")");
+    }
+
+    // What straight edges offer to direction().
+    void collect_runs(const TopoDS_Solid &solid)
+    {
+        TopTools_IndexedMapOfShape edges;
+        TopExp::MapShapes(solid, TopAbs_EDGE, edges);
+        auto offer = [&](double x, double y, double z) {
+            int n = 0;
+            for (double v : {x, y, z}) {
+                if (std::fabs(v * 4 - std::round(v * 4)) > 1e-6)
+                    return;
+                n += std::fabs(v) > 1e-6;
+            }
+            if (n > 1)
+                run.emplace_back(std::round(x * 4) / 4, std::round(y * 4) / 4, std::round(z * 4) / 4);
+        };
+        for (int i = 1; i <= edges.Extent(); i++) {
+            const TopoDS_Edge &e = TopoDS::Edge(edges(i));
+            double from, to;
+            if (BRep_Tool::Degenerated(e) || Handle(Geom_Line)::DownCast(BRep_Tool::Curve(e, from, to)).IsNull())
+                continue;
+            gp_Vec d(BRep_Tool::Pnt(TopExp::FirstVertex(e)), BRep_Tool::Pnt(TopExp::LastVertex(e)));
+            offer(d.X(), d.Y(), d.Z());
+            offer(d.Y(), -d.X(), 0);
+            offer(d.Z(), 0, -d.X());
+            offer(0, d.Z(), -d.Y());
+        }
+    }
     int placement(const gp_Pnt &at, const gp_Dir &z, const gp_Dir &x)
     {
         return shared("AXIS2_PLACEMENT_3D('',#" + num(point(at)) + ",#" + num(direction(z)) + ",#" + num(direction(x)) + ")");
