@@ -94,6 +94,16 @@ __device__ __forceinline__ float largest(const float *v, float top)
     return top;
 }
 
+// 8 values rounded to bfloat16, two at a time
+__device__ __forceinline__ void round_all(float *v)
+{
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+        float2 r = __bfloat1622float2(__floats2bfloat162_rn(v[i], v[i + 1]));
+        v[i] = r.x, v[i + 1] = r.y;
+    }
+}
+
 // ---- norms: a row is worked by blockDim.x threads (whole warps), a block has blockDim.y rows ----
 
 struct sum_of {
@@ -466,8 +476,10 @@ __global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_ac
 }
 
 // With adapters, whose rank is the inner dimension of one matrix instruction (m16n8k16).  A warp keeps the adapters' parts of its 32
-// columns in registers and goes down 128 rows, 16 at a time.  The eight columns of each of the four products a tile are chosen so that a
-// thread's results are eight columns side by side.
+// columns in registers and goes down ADAPT_ROWS or ADAPT_BACK_ROWS rows, 16 at a time.  The eight columns of each of the four products a
+// tile are chosen so that a thread's results are eight columns side by side.
+enum { ADAPT_ROWS = 512, ADAPT_BACK_ROWS = 128 }; // as measured: longer runs cost the backward pass more than they save it
+
 __device__ __forceinline__ void mma(float *c, float *d, const uint32_t *a, const uint32_t *b) // c, d: two columns of the upper and lower row
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -486,36 +498,93 @@ __device__ __forceinline__ void left(uint32_t *a, const bf16 *x, int64_t ld, int
     }
 }
 
-template <bool BACK>
-__global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, bf16 *gu, const bf16 *d_act, tk_adapters p, bf16 *act, int64_t ld)
+// What gate's and up's adapters have for the warp's columns, as right operands.
+__device__ __forceinline__ void right(uint32_t (*bg)[2], uint32_t (*bu)[2], const bf16 *b, int64_t ld, int64_t f, int64_t col, int g, int t)
+{
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            bg[j][h] = *(const uint32_t *)(b + n * ld + 2 * t + 8 * h);
+            bu[j][h] = *(const uint32_t *)(b + (f + n) * ld + 16 + 2 * t + 8 * h);
+        }
+    }
+}
+
+__global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, const bf16 *gu, tk_adapters p, bf16 *act, int64_t ld)
 {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
     if (col >= f)
         return;
-    const bf16 *pb = (const bf16 *)p.b, *pa = (const bf16 *)p.a, *pu = (const bf16 *)p.u;
-    uint32_t bg[4][2], bu[4][2], ba[BACK ? 4 : 1][2];
+    uint32_t bg[4][2], bu[4][2];
+    right(bg, bu, (const bf16 *)p.b, p.ld_b, f, col, g, t);
+    col += 8 * t;
+    int64_t at = (int64_t)blockIdx.y * ADAPT_ROWS, end = at + ADAPT_ROWS < rows ? at + ADAPT_ROWS : rows;
+    for (; at < end; at += 16) {
+        uint4 kept[2][2];
+        uint32_t ug[4], uu[4];
+#pragma unroll
+        for (int h = 0; h < 2; h++) { // a row past the end is read as the last one, without a branch, and not stored
+            int64_t row = at + g + 8 * h < rows ? at + g + 8 * h : rows - 1;
+            kept[0][h] = *(const uint4 *)(gu + row * 2 * f + col);
+            kept[1][h] = *(const uint4 *)(gu + row * 2 * f + f + col);
+            const bf16 *u = (const bf16 *)p.u + row * p.ld_u + 2 * t;
+            ug[h] = *(const uint32_t *)u, ug[h + 2] = *(const uint32_t *)(u + 8);
+            uu[h] = *(const uint32_t *)(u + 16), uu[h + 2] = *(const uint32_t *)(u + 24);
+        }
+        float gate[2][8], up[2][8];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            load<8>((const bf16 *)&kept[0][h], gate[h]);
+            load<8>((const bf16 *)&kept[1][h], up[h]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
+            mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int64_t row = at + g + 8 * h;
+            if (row >= end)
+                continue;
+            round_all(gate[h]);
+            round_all(up[h]);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                up[h][i] *= __fdividef(gate[h][i], 1 + __expf(-gate[h][i]));
+            store<8>(act + row * ld + col, up[h]);
+        }
+    }
+}
+
+__global__ void __launch_bounds__(256) adapted_back(int64_t rows, int64_t f, bf16 *gu, const bf16 *d_act, tk_adapters p, bf16 *act, int64_t ld)
+{
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
+    if (col >= f)
+        return;
+    const bf16 *pa = (const bf16 *)p.a, *pu = (const bf16 *)p.u;
+    uint32_t bg[4][2], bu[4][2], ba[4][2];
+    right(bg, bu, (const bf16 *)p.b, p.ld_b, f, col, g, t);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int k = 2 * t + 8 * h;
-            bg[j][h] = *(const uint32_t *)(pb + n * p.ld_b + k);
-            bu[j][h] = *(const uint32_t *)(pb + (f + n) * p.ld_b + 16 + k);
-            if (BACK) {
-                __nv_bfloat162 pair = __halves2bfloat162(pa[k * p.ld_a + n], pa[(k + 1) * p.ld_a + n]);
-                ba[BACK ? j : 0][h] = *(uint32_t *)&pair;
-            }
+            __nv_bfloat162 pair = __halves2bfloat162(pa[k * p.ld_a + n], pa[(k + 1) * p.ld_a + n]);
+            ba[j][h] = *(uint32_t *)&pair;
         }
     }
-    for (int64_t at = (int64_t)blockIdx.y * 128; at < rows && at < (int64_t)(blockIdx.y + 1) * 128; at += 16) {
+    for (int64_t at = (int64_t)blockIdx.y * ADAPT_BACK_ROWS; at < rows && at < (int64_t)(blockIdx.y + 1) * ADAPT_BACK_ROWS; at += 16) {
         uint32_t ug[4], uu[4], ud[4];
         float gate[2][8] = {}, up[2][8] = {}, d[2][8] = {};
         left(ug, pu, p.ld_u, at + g, rows, t);
         left(uu, pu + 16, p.ld_u, at + g, rows, t);
-        if (BACK)
-            left(ud, (const bf16 *)p.du, p.ld_du, at + g, rows, t);
+        left(ud, (const bf16 *)p.du, p.ld_du, at + g, rows, t);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int64_t row = at + g + 8 * h;
@@ -523,15 +592,13 @@ __global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, bf16 *gu
                 continue;
             load<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
             load<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            if (BACK)
-                load<8>(d_act + row * f + col + 8 * t, d[h]);
+            load<8>(d_act + row * f + col + 8 * t, d[h]);
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
             mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
-            if (BACK)
-                mma(d[0] + 2 * j, d[1] + 2 * j, ud, ba[BACK ? j : 0]);
+            mma(d[0] + 2 * j, d[1] + 2 * j, ud, ba[j]);
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -541,18 +608,13 @@ __global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, bf16 *gu
                 continue;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                float x = rounded<bf16>(gate[h][i]), u = rounded<bf16>(up[h][i]), s = 1 / (1 + __expf(-x)), silu = x * s;
+                float x = rounded<bf16>(gate[h][i]), u = rounded<bf16>(up[h][i]), dd = rounded<bf16>(d[h][i]), s = 1 / (1 + __expf(-x)), silu = x * s;
                 a[i] = silu * u;
-                if (BACK) {
-                    float dd = rounded<bf16>(d[h][i]);
-                    gate[h][i] = dd * u * s * (1 + x * (1 - s));
-                    up[h][i] = dd * silu;
-                }
+                gate[h][i] = dd * u * s * (1 + x * (1 - s));
+                up[h][i] = dd * silu;
             }
-            if (BACK) {
-                store<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
-                store<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            }
+            store<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
+            store<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
             if (act)
                 store<8>(act + row * ld + col + 8 * t, a);
         }
@@ -766,13 +828,13 @@ int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, con
 
 int k_swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act, int64_t ld)
 {
-    dim3 grid((unsigned)blocks(f, 256), (unsigned)blocks(rows, 128));
     if (k->type != TK_BF16 || f % 32)
         return (int)cudaErrorInvalidValue;
+    dim3 grid((unsigned)blocks(f, 256), (unsigned)blocks(rows, d_act ? ADAPT_BACK_ROWS : ADAPT_ROWS));
     if (d_act)
-        adapted<true><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, (const bf16 *)d_act, *p, (bf16 *)act, ld);
+        adapted_back<<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, (const bf16 *)d_act, *p, (bf16 *)act, ld);
     else
-        adapted<false><<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, NULL, *p, (bf16 *)act, ld);
+        adapted<<<grid, 256, 0, S>>>(rows, f, (const bf16 *)gu, *p, (bf16 *)act, ld);
     return launched();
 }
 
