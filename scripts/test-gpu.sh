@@ -80,17 +80,22 @@ again8() { # the same with 8-bit state of adapters that are large enough for it,
         cmp "$dir/one8/checkpoint-12/optimizer.safetensors" "$dir/two8/checkpoint-12/optimizer.safetensors"
 }
 try resume-exact-8bit again8
+fill() { # the GPU, but for so many MB
+    : > "$dir/fill"
+    python3 -c "import torch, time
+free = torch.cuda.mem_get_info()[0]
+held = torch.empty(free - ($1 << 20), dtype=torch.uint8, device='cuda')
+print('full', flush=True); time.sleep(60)" > "$dir/fill" & filler=$!
+    for i in $(seq 300); do grep -q full "$dir/fill" && break; sleep 0.1; done
+}
+unfill() { kill $filler; wait $filler 2> /dev/null; }
 # A GPU that is all but full: one line that says what to lower, and nothing written.
 full() {
     python3 tests/gpu/random_model.py configs/shapes/small "$dir/small" "$dir/arch" "$dir/long" 4000 16 || return 1
-    python3 -c 'import torch, time
-free = torch.cuda.mem_get_info()[0]
-hog = torch.empty(free - (3 << 29), dtype=torch.uint8, device="cuda")
-print("full", flush=True); time.sleep(60)' > "$dir/hog" & local hog=$!
-    for i in $(seq 300); do grep -q full "$dir/hog" && break; sleep 0.1; done
+    fill 1536
     "$b/bin/sft" --model "$dir/small" --data "$dir/long" --out "$dir/oom" --batch-size 8 --max-tokens 4000 --overlong truncate --memory high --db none -q 2> "$dir/oom.err"
     local rc=$?
-    kill $hog
+    unfill
     cat "$dir/oom.err"
     [ $rc = 3 ] && grep -q 'a pass of 8 records, 32000 tokens, finds no room.*--pass-tokens 16000 halves it.*, or --memory low' "$dir/oom.err" && [ ! -e "$dir/oom" ]
 }
@@ -99,14 +104,10 @@ try out-of-memory full
 tight() {
     local room rc
     for room in 1100 800 600 400 60; do
-        python3 -c "import torch, time
-free = torch.cuda.mem_get_info()[0]
-hog = torch.empty(free - ($room << 20), dtype=torch.uint8, device='cuda')
-print('full', flush=True); time.sleep(60)" > "$dir/hog" & local hog=$!
-        for i in $(seq 300); do grep -q full "$dir/hog" && break; sleep 0.1; done
+        fill $room
         "$b/bin/generate" --model "$dir/small" --tokenizer "$dir/arch" --caption "A part." --out "$dir/tight" --max-new-tokens 40 --device cuda --db none -q 2> "$dir/tight.err" > /dev/null
         rc=$?
-        kill $hog; wait $hog 2> /dev/null
+        unfill
         echo "room for $room MB: exit $rc"; cat "$dir/tight.err"
         [ $rc != 0 ] || { rm -rf "$dir/tight"; continue; }
         [ $rc = 3 ] && [ "$(wc -l < "$dir/tight.err")" = 1 ] && grep -qE 'lower --|--device cpu' "$dir/tight.err" && [ ! -e "$dir/tight" ] || return 1
