@@ -94,5 +94,13 @@ void sha256_mem(const void *p, size_t n, char hex[65]);
 /* 64-bit FNV-1a, chainable: start with FNV_INIT. */
 #define FNV_INIT 0xcbf29ce484222325u
 uint64_t fnv1a(uint64_t h, const void *p, size_t n);
+/* A number for a table of a power of two: every bit of h has its say in every bit of it.  One product alone leaves
+ * numbers that differ in their upper bits on one place. */
+static inline uint64_t mix64(uint64_t h)
+{
+    h = (h ^ h >> 32) * 0x9e3779b97f4a7c15u;
+    h = (h ^ h >> 32) * 0xd6e8feb86659fd93u;
+    return h ^ h >> 32;
+}
 
 #endif

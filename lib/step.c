@@ -282,12 +282,11 @@ static const char *directive(const char *p, const char *end, struct buf *out)
     if (left < 8 || p[1] != 'X' || (p[2] != '2' && p[2] != '4') || p[3] != '\\')
         return NULL;
     int digits = p[2] == '2' ? 4 : 8;
-    const char *stop = memmem(p + 4, left - 4, "\\X0\\", 4);
-    if (!stop || (stop - p - 4) % digits)
+    const char *stop = p + 4; /* not memmem(): it would look through all that follows for every directive that is not closed */
+    while (hex(stop, end, digits, &c))
+        stop += digits;
+    if (end - stop < 4 || memcmp(stop, "\\X0\\", 4))
         return NULL;
-    for (const char *q = p + 4; q < stop; q += digits)
-        if (!hex(q, stop, digits, &c))
-            return NULL;
     for (const char *q = p + 4; q < stop; q += digits) {
         hex(q, stop, digits, &c);
         /* Writers put UTF-16 into \X2\. */
@@ -373,7 +372,6 @@ struct step_index {
     bool dense;
 };
 
-/* Length, first and last bytes tell nearly all keywords apart; the names are compared anyway. */
 static inline uint64_t name_hash(const char *s, size_t n)
 {
     uint64_t a = 0, b = 0;
@@ -384,6 +382,10 @@ static inline uint64_t name_hash(const char *s, size_t n)
         memcpy(&a, s, n);
     }
     uint64_t h = (a ^ n) * 0x9e3779b97f4a7c15u;
+    for (; n > 16; n -= 8) { /* or names that differ in their middle would make one long row of slots */
+        memcpy(&a, s += 8, 8);
+        h = (h ^ h >> 32 ^ a) * 0x9e3779b97f4a7c15u;
+    }
     h = (h ^ h >> 32 ^ b) * 0xd6e8feb86659fd93u;
     return h ^ h >> 32;
 }
@@ -446,7 +448,7 @@ uint32_t step_type_find(const struct step_file *f, const char *name)
 
 static inline size_t id_slot(const struct step_index *x, uint64_t id)
 {
-    return (size_t)(id * 0x9e3779b97f4a7c15u >> 20) & (x->n_ids - 1);
+    return (size_t)mix64(id) & (x->n_ids - 1);
 }
 
 uint32_t step_find(const struct step_file *f, uint64_t id)
@@ -848,6 +850,9 @@ static int skip_section(struct parser *ps)
             if (open_comment(q, ps->end))
                 break;
             p = q > p ? q : p + 1;
+        } else if (*p == '<') { /* a URI may hold what elsewhere begins a string or a comment */
+            while (p < ps->end && *p != '>' && !IS(*p, C_SPACE))
+                p++;
         } else if (*p == 'E' && ps->end - p >= 6 && !memcmp(p, "ENDSEC", 6)) {
             ps->p = p;
             advance(ps);

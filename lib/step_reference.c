@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "lib/err.h"
+#include "lib/files.h"
 
 /* ---- text as Python has it ---- */
 
@@ -424,7 +425,7 @@ static uint32_t *hash_at(struct map *m, uint64_t key, bool add)
     if (!m->cap)
         return NULL;
     /* Numbers come nearly in order: 64 neighbours stay together in memory. */
-    size_t i = ((size_t)((key >> 6) * 0x9e3779b97f4a7c15u >> 20) << 6 | (key & 63)) & (m->cap - 1);
+    size_t i = ((size_t)mix64(key >> 6) << 6 | (key & 63)) & (m->cap - 1);
     for (; m->v[i].used; i = (i + 1) & (m->cap - 1))
         if (m->v[i].key == key)
             return &m->v[i].value;

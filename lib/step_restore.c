@@ -345,7 +345,7 @@ struct seen {
 static bool repeats(struct seen *seen, size_t n_seen, uint64_t id, const struct buf *out, size_t at)
 {
     /* Numbers come nearly in order: 64 neighbours stay together in memory. */
-    size_t k = ((size_t)((id >> 6) * 0x9e3779b97f4a7c15u >> 20) << 6 | (id & 63)) & (n_seen - 1);
+    size_t k = ((size_t)mix64(id >> 6) << 6 | (id & 63)) & (n_seen - 1);
     for (; seen[k].len; k = (k + 1) & (n_seen - 1))
         if (seen[k].id == id)
             return seen[k].len == out->n - at && !memcmp(out->s + seen[k].at, out->s + at, seen[k].len);

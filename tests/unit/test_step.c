@@ -148,6 +148,11 @@ static void sections_and_header_are_found(void **state)
     assert_non_null(step_header(f, "FILE_SCHEMA"));
     assert_null(step_header(f, "FILE_NAME"));
     step_free(f);
+    /* Edition 3: a URI may hold an apostrophe or what looks like a comment. */
+    f = parse("ISO-10303-21;HEADER;ENDSEC;ANCHOR;<a'b>=#1;ENDSEC;REFERENCE;#5=<http://x/*y>;ENDSEC;DATA;#1=A();ENDSEC;END-ISO-10303-21;", 0);
+    assert_int_equal(f->n, 1);
+    step_free(f);
+    assert_rejected("ISO-10303-21;HEADER;ENDSEC;ANCHOR;<a", "t:1:28: a section that ends in ENDSEC; is due, not 'ANCHOR'");
 }
 
 static void sparse_and_dangling_ids_are_resolved(void **state)
@@ -211,6 +216,19 @@ static void strings_decode_and_encode(void **state)
     }
     buf_clear(&b);
     assert_false(step_string_decode("'\\X2\\03'", 8, &b));
+    assert_false(step_string_decode("'\\X2\\0041'", 10, &b)); /* not closed */
+    assert_false(step_string_decode("'\\X2\\00411\\X0\\'", 15, &b));
+    assert_true(step_string_decode("'\\X2\\\\X0\\'", 10, &b));
+    /* A million directives that are not closed: in one pass. */
+    enum { MANY = 1000000 };
+    char *many = malloc(5 * MANY + 2);
+    for (size_t i = 0; i < MANY; i++)
+        memcpy(many + 1 + 5 * i, "\\X2\\z", 5);
+    many[0] = many[5 * MANY + 1] = '\'';
+    buf_clear(&b);
+    assert_false(step_string_decode(many, 5 * MANY + 2, &b));
+    assert_int_equal(b.n, 5 * MANY);
+    free(many);
     buf_release(&b);
     buf_release(&again);
 }
