@@ -3,6 +3,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "lib/err.h"
 #include "lib/files.h"
@@ -14,6 +15,7 @@ struct csv {
     char *path;
     struct file_map map;
     const char *p, *end;
+    size_t left; /* bytes of the mapping's start that are read and given back */
     size_t line; /* of p */
     bool skip;   /* what is left of the row at p was found bad */
     char **names;
@@ -71,6 +73,16 @@ static int read_quoted(struct csv *c, size_t first_line)
     skip_line(c);
     return long_row ? err_set(ERR_NOMEM, "%s:%zu: the row is over 64 MB (a quote that is not closed?)", c->path, first_line)
                     : err_set(ERR_FORMAT, "%s:%zu: a quote is not closed", c->path, first_line);
+}
+
+/* What is read of a mapped file need not stay in memory. */
+static void give_back(struct csv *c)
+{
+    enum { PIECE = 16 << 20 };
+    if (!c->map.mapped || csv_position(c) < c->left + 2 * PIECE)
+        return;
+    madvise((char *)c->map.data + c->left, PIECE, MADV_DONTNEED);
+    c->left += PIECE;
 }
 
 /* 1, 0 at the end, or an error. */
@@ -166,6 +178,7 @@ int csv_column(const struct csv *c, const char *name)
 int csv_next(struct csv *c, struct csv_row *row)
 {
     size_t line;
+    give_back(c);
     int rc = read_row(c, &line);
     if (rc <= 0)
         return rc;

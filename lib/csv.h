@@ -10,8 +10,8 @@
  *     csv_close(c);
  *
  * The first row names the columns.  Quoted fields may hold commas, quotes ("") and line
- * breaks; a quote amid an unquoted field is a character like others; lines end in LF, CRLF or CR; a UTF-8 byte order mark is skipped, and so are blank
- * lines.  Memory: one row.
+ * breaks; a quote amid an unquoted field is a character like others; lines end in LF, CRLF or CR;
+ * a UTF-8 byte order mark is skipped, and so are blank lines.  Memory: one row, and 32 MB of a file that is mapped.
  */
 #ifndef LIB_CSV_H
 #define LIB_CSV_H

@@ -1,6 +1,7 @@
 /* rag-pairs: for each captioned part the other part with the most similar caption, as training records. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "lib/csv.h"
 #include "lib/pairs.h"
@@ -34,7 +35,7 @@ static const struct tool_spec spec = {
 };
 
 struct entry {
-    char *id, *caption;
+    const char *id, *caption; /* in work.text; no caption where no file has this id */
     const char *path; /* borrowed from the file list; NULL: no file */
     int64_t first, second; /* the two lowest entries with this caption; -1: none */
 };
@@ -44,6 +45,9 @@ struct work {
     struct entry *v; /* sorted by id */
     size_t n, cap;
     struct file_list files;
+    struct arena text;
+    const char **ids; /* that files have, sorted */
+    size_t n_ids;
 };
 
 static int by_id(const void *a, const void *b)
@@ -59,6 +63,28 @@ static bool is_true(const char *s)
 static int fail_item(struct work *w, const char *item, const char *reason)
 {
     return tool_item(w->t, &(struct run_item){.item = item, .state = "failed", .reason = reason});
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The ids that the files' names may mean: a table of captions may be far larger than a folder of parts. */
+static int list_files(struct work *w)
+{
+    int rc = file_list_add(&w->files, steps_dir, STEP_SUFFIXES);
+    w->ids = xmalloc((2 * w->files.n + 1) * sizeof *w->ids);
+    for (size_t i = 0; i < w->files.n; i++) {
+        char *stem = path_stem(w->files.v[i].path);
+        size_t n = strlen(stem), ahead = strcspn(stem, "_");
+        w->ids[w->n_ids++] = arena_strndup(&w->text, stem, n);
+        if (ahead < n)
+            w->ids[w->n_ids++] = arena_strndup(&w->text, stem, ahead);
+        free(stem);
+    }
+    qsort(w->ids, w->n_ids, sizeof *w->ids, by_text);
+    return rc;
 }
 
 static int read_captions(struct work *w)
@@ -77,7 +103,10 @@ static int read_captions(struct work *w)
             continue;
         }
         ARRAY_GROW(w->v, w->cap, w->n + 1);
-        w->v[w->n++] = (struct entry){.id = xstrdup(row.field[id]), .caption = xstrdup(row.field[text])};
+        struct entry *e = &w->v[w->n++];
+        *e = (struct entry){.id = arena_strndup(&w->text, row.field[id], strlen(row.field[id]))};
+        if (bsearch(&e->id, w->ids, w->n_ids, sizeof *w->ids, by_text))
+            e->caption = arena_strndup(&w->text, row.field[text], strlen(row.field[text]));
     }
     csv_close(c);
     if (rc < 0)
@@ -90,8 +119,6 @@ static int read_captions(struct work *w)
             char *again = xasprintf("%s (caption %zu)", w->v[i].id, ++nth);
             rc = fail_item(w, again, "duplicate_id: a caption of this id stands before");
             free(again);
-            free(w->v[i].id);
-            free(w->v[i].caption);
         } else {
             nth = 1;
             w->v[kept++] = w->v[i];
@@ -113,7 +140,7 @@ static struct entry *find(struct work *w, const char *name, size_t n)
 /* Gives entries their files; reports captions without a file and files without a caption. */
 static int match_files(struct work *w)
 {
-    int rc = file_list_add(&w->files, steps_dir, STEP_SUFFIXES);
+    int rc = ERR_OK;
     size_t unused = 0, lacking = 0;
     for (size_t i = 0; i < w->files.n && rc == ERR_OK; i++) {
         char *stem = path_stem(w->files.v[i].path);
@@ -138,8 +165,6 @@ static int match_files(struct work *w)
         }
         lacking++;
         rc = fail_item(w, w->v[i].id, "no_file: a caption without a STEP file");
-        free(w->v[i].id);
-        free(w->v[i].caption);
     }
     if (rc < 0)
         return rc;
@@ -325,6 +350,8 @@ int main(int argc, char **argv)
     if (rc == ERR_OK)
         rc = tool_begin(&t);
     if (rc == ERR_OK)
+        rc = list_files(&w);
+    if (rc == ERR_OK)
         rc = read_captions(&w);
     if (rc == ERR_OK)
         rc = match_files(&w);
@@ -343,11 +370,9 @@ int main(int argc, char **argv)
     if (rc == ERR_OK)
         rc = top_k ? pair_all(&w, x, encoder_dim(e)) : write_plain(&w);
     int code = tool_finish(&t, rc);
-    for (size_t i = 0; i < w.n; i++) {
-        free(w.v[i].id);
-        free(w.v[i].caption);
-    }
     free(w.v);
+    free(w.ids);
+    arena_release(&w.text);
     free(x);
     file_list_release(&w.files);
     encoder_free(e);
