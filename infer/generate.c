@@ -69,6 +69,7 @@ struct part {
     int64_t sample;
     char *item;
     size_t n_prompt;
+    char digest[20];          /* of weights and prompt */
     struct buf text;          /* the raw continuation */
     struct tok_stream stream;
     int64_t n;                /* tokens so far */
@@ -353,6 +354,7 @@ static int finish(struct generator *g, struct part *r, const struct engine_resul
     jw_kv_int(&j, "entities", (int64_t)a.entities);
     jw_kv_int(&j, "dangling", (int64_t)a.dangling);
     jw_kv_str(&j, "checks", a.checks.s);
+    jw_kv_str(&j, "made_from", r->digest);
     if (png)
         jw_kv_str(&j, "picture", png);
     jw_end(&j);
@@ -397,6 +399,23 @@ static void done(void *ctx, const struct engine_result *e)
         g->rc = feed(g);
 }
 
+/* True if an earlier start of this run made the part, of this prompt by these weights. */
+static bool made_before(struct generator *g, const struct part *r, const char *path)
+{
+    char *state = NULL, *result = NULL;
+    json_t *o = NULL;
+    bool same = false;
+    if (g->t->db && g->t->resumed && rundb_item_get(g->t->db, r->item, &state, &result) == ERR_OK && *result &&
+        json_read_mem("result", result, strlen(result), &o) == ERR_OK) {
+        const char *was = json_string_value(json_object_get(o, "made_from"));
+        same = was && !strcmp(was, r->digest) && tool_item_current(g->t, r->item, NULL, path);
+    }
+    json_decref(o);
+    free(state);
+    free(result);
+    return same;
+}
+
 /* Hands a sample of q to the engine, if it is not there already. */
 static int begin(struct generator *g, const struct request *q, int64_t sample)
 {
@@ -407,37 +426,38 @@ static int begin(struct generator *g, const struct request *q, int64_t sample)
     struct part *r = xcalloc(1, sizeof *r);
     *r = (struct part){.g = g, .q = q, .sample = sample, .item = xasprintf("%s%s", q->id, n), .started = now_s()};
     buf_init(&r->text);
-    int rc = ERR_OK;
-    bool current = tool_item_current(g->t, r->item, NULL, path);
+    int rc = q->why ? fail(g, r->item, q->why) : prompt_encode(g->s.tok, q->caption, q->retrieved, &ids);
+    bool current = false;
+    if (rc == ERR_OK && !q->why) {
+        snprintf(r->digest, sizeof r->digest, "%016llx", (unsigned long long)fnv1a(g->s.digest, ids.v, ids.n * sizeof *ids.v));
+        current = made_before(g, r, path);
+    }
     free(path);
     if (current)
         progress_add(1, 0);
-    else if (q->why)
-        rc = fail(g, r->item, q->why);
-    if (current || q->why) {
+    if (rc < 0 || current || q->why) {
+        tok_ids_release(&ids);
         part_free(r);
         return rc;
     }
     struct engine_request ask = {.max_new = max_new_tokens, .draft = draft, .token = take, .done = done, .ctx = r,
                                  .sampling = {.temperature = temperature, .top_p = top_p, .top_k = top_k}};
     ask.sampling.seed = fnv1a((uint64_t)(seed + sample * 1000003) * 0x9e3779b97f4a7c15u + FNV_INIT, q->id, strlen(q->id));
-    if ((rc = prompt_encode(g->s.tok, q->caption, q->retrieved, &ids)) == ERR_OK) {
-        struct engine_info info;
-        engine_info(g->e, &info);
-        int64_t room = info.max_tokens - (int64_t)ids.n;
-        r->n_prompt = ids.n;
-        ask.prompt = ids.v;
-        ask.n_prompt = ids.n;
-        if (room < 1)
-            why = xasprintf("too_long: the prompt has %zu tokens, the model knows %lld", ids.n, (long long)g->s.m->cfg.max_positions);
-        else if (g->s.grammar && grammar_state_new(g->s.grammar, room < max_new_tokens ? room : max_new_tokens, &r->grammar) < 0)
-            why = xasprintf("too_long: %s", err_text());
-        if (r->grammar && !why) {
-            grammar_token_mask(r->grammar, &r->mask);
-            ask.mask = &r->mask;
-        }
-        rc = why ? fail(g, r->item, why) : engine_submit(g->e, &ask, NULL);
+    struct engine_info info;
+    engine_info(g->e, &info);
+    int64_t room = info.max_tokens - (int64_t)ids.n;
+    r->n_prompt = ids.n;
+    ask.prompt = ids.v;
+    ask.n_prompt = ids.n;
+    if (room < 1)
+        why = xasprintf("too_long: the prompt has %zu tokens, the model knows %lld", ids.n, (long long)g->s.m->cfg.max_positions);
+    else if (g->s.grammar && grammar_state_new(g->s.grammar, room < max_new_tokens ? room : max_new_tokens, &r->grammar) < 0)
+        why = xasprintf("too_long: %s", err_text());
+    if (r->grammar && !why) {
+        grammar_token_mask(r->grammar, &r->mask);
+        ask.mask = &r->mask;
     }
+    rc = why ? fail(g, r->item, why) : engine_submit(g->e, &ask, NULL);
     tok_ids_release(&ids);
     if (rc < 0 || why)
         part_free(r);

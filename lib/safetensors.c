@@ -331,6 +331,21 @@ const char *st_path(const struct st *s)
     return s->path;
 }
 
+uint64_t st_digest(const struct st *s)
+{
+    uint64_t h = FNV_INIT;
+    for (size_t i = 0; i < st_count(s); i++) {
+        const struct st_tensor *t = st_at(s, i);
+        size_t n = t->bytes < 64 ? t->bytes : 64;
+        h = fnv1a(h, t->name, strlen(t->name) + 1);
+        h = fnv1a(h, st_dtype_name(t->dtype), strlen(st_dtype_name(t->dtype)));
+        h = fnv1a(h, t->shape, sizeof *t->shape * (size_t)t->rank);
+        for (int k = 0; k < 3; k++)
+            h = fnv1a(h, (const char *)t->data + (t->bytes - n) / 2 * (size_t)k, n);
+    }
+    return h;
+}
+
 /* ---- writing ---- */
 
 /* The tensors v[at[0..n)], in file order, make the file. */

@@ -55,6 +55,8 @@ int st_get(const struct st *s, const char *name, int rank, const int64_t *shape,
 /* A value of the first file's __metadata__; NULL if absent. */
 const char *st_metadata(const struct st *s, const char *key);
 const char *st_path(const struct st *s); /* what was opened, for messages */
+/* Of names, types, shapes and samples of the numbers: tells other weights apart without reading all of them. */
+uint64_t st_digest(const struct st *s);
 
 /* Writes n tensors (bytes is ignored: dtype and shape tell) into the file at path, which appears
  * only whole.  Tensors lie in the file by falling element size, else in the given order, so

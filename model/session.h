@@ -46,6 +46,7 @@ struct session {
     bool compact;            /* they write the compact form */
     struct tok *tok;
     struct model *m;
+    uint64_t digest;         /* of the weights and the adapter: what a part was made with */
     enum th_device device;
     struct retrieval *library; /* NULL without --rag */
     struct schema *schema;

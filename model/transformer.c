@@ -280,17 +280,7 @@ int model_train_all(struct model *m)
 
 uint64_t model_digest(const struct model *m)
 {
-    uint64_t h = FNV_INIT;
-    for (size_t i = 0; m->file && i < st_count(m->file); i++) {
-        const struct st_tensor *t = st_at(m->file, i);
-        size_t n = t->bytes < 64 ? t->bytes : 64;
-        h = fnv1a(h, t->name, strlen(t->name) + 1);
-        h = fnv1a(h, st_dtype_name(t->dtype), strlen(st_dtype_name(t->dtype)));
-        h = fnv1a(h, t->shape, sizeof *t->shape * (size_t)t->rank);
-        for (int k = 0; k < 3; k++)
-            h = fnv1a(h, (const char *)t->data + (t->bytes - n) / 2 * (size_t)k, n);
-    }
-    return m->file ? h : 0;
+    return m->file ? st_digest(m->file) : 0;
 }
 
 int model_check_finite(const struct model *m)

@@ -99,8 +99,7 @@ void model_free(struct model *m); /* NULL is fine */
 /* Makes every weight trained, or one. */
 int model_train_all(struct model *m);
 int model_train(struct model *m, struct param *p);
-/* A digest of the weights' file: names, types, shapes and samples of the numbers; 0 for random weights.  An adapter
- * belongs to one. */
+/* The digest of the weights' file (see st_digest()); 0 for random weights.  An adapter belongs to one. */
 uint64_t model_digest(const struct model *m);
 /* ERR_FORMAT naming the first tensor that holds a number that is not finite. */
 int model_check_finite(const struct model *m);
