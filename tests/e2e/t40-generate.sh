@@ -134,6 +134,20 @@ done
 diff -r w-merged w-beside > /dev/null || fail "an adapter says something else when it is not merged"
 ! diff -r w-none w-beside > /dev/null || fail "the adapter changes nothing"
 
+# ---- again: what was made stays, but for another caption or other weights it is made anew
+again() { # how many are made
+    "$BIN/generate" --model renewed --captions renewed.json --no-retrieval --out renewed-parts --max-new-tokens 30 --batch 2 --db renewed.db --json -q > /dev/null 2> err.txt || fail "again: $? $(cat err.txt)"
+    made=$(find renewed-parts -name '*.step' -newer mark | wc -l); touch mark
+    [ "$made" = "$1" ] || fail "again: $made parts made, not $1"
+}
+cp -r tiny renewed; python3 -c 'import json; print(json.dumps(json.load(open("captions.json"))[:3]))' > renewed.json
+touch -d '1 minute ago' mark
+again 3; again 0
+sed -i 's/Part 1\./A plate./' renewed.json
+again 1; again 0
+"$BIN/merge-lora" --model tiny --adapter strong --out merged-strong --db none -q > /dev/null && cp merged-strong/model.safetensors renewed/ || fail "merge-lora"
+again 3; again 0
+
 # ---- bad input: one line, the documented code, nothing written
 g=("$BIN/generate" --model tiny --out no --db none -q)
 expect 2 "--caption or --captions is due" "${g[@]}"
