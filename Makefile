@@ -47,9 +47,11 @@ DEP = -MMD -MP
 
 TORCH_INC := -isystem $(LIBTORCH)/include -isystem $(LIBTORCH)/include/torch/csrc/api/include -D_GLIBCXX_USE_CXX11_ABI=1
 # Libraries of NVIDIA's wheels, which libtorch_cpu itself needs even on the CPU.
-TORCH_DIRS := $(abspath $(LIBTORCH)/lib) $(abspath $(wildcard $(LIBTORCH)/../nvidia/*/lib))
+TORCH_DIRS := $(LIBTORCH)/lib $(wildcard $(dir $(LIBTORCH:%/=%))nvidia/*/lib)
 comma := ,
-TORCH_LIBS := -L$(LIBTORCH)/lib -ltorch_cpu -lc10 $(addprefix -Wl$(comma)-rpath$(comma),$(TORCH_DIRS)) -Wl,--allow-shlib-undefined
+# (Quoted, and not $(abspath ...): there may be spaces in the path of this checkout.)
+TORCH_LIBS := -L$(LIBTORCH)/lib -ltorch_cpu -lc10 $(foreach d,$(TORCH_DIRS),-Wl$(comma)-rpath$(comma)'$(if $(filter /%,$(d)),$(d),$(CURDIR)/$(d))') \
+  -Wl,--allow-shlib-undefined
 OCCT_INC := -isystem /usr/include/opencascade
 OCCT_LIBS := -lTKSTEP -lTKSTEPBase -lTKSTEPAttr -lTKSTEP209 -lTKXSBase -lTKXDESTEP -lTKXCAF -lTKLCAF -lTKCAF -lTKOffset -lTKFillet -lTKBool -lTKBO -lTKPrim -lTKMesh -lTKShHealing -lTKTopAlgo \
   -lTKGeomAlgo -lTKBRep -lTKGeomBase -lTKG3d -lTKG2d -lTKMath -lTKernel

@@ -4,7 +4,7 @@ TEST_PROGRAMS += $(if $(HAVE_OCCT),$(B)/tests/geometry)
 $(eval $(call executable,$(B)/tests/geometry,$(O)/tests/golden/prep/geometry.o,occt))
 
 test-geometry: all $(if $(HAVE_OCCT),$(B)/tests/geometry)
-	@$(if $(HAVE_OCCT),BIN=$(CURDIR)/$(B)/bin SHARED='$(SHARED)' GEOMETRY=all tests/e2e/t12-geometry.sh,echo 'SKIP: no OpenCASCADE')
+	@$(if $(HAVE_OCCT),BIN='$(CURDIR)/$(B)/bin' SHARED='$(SHARED)' GEOMETRY=all tests/e2e/t12-geometry.sh,echo 'SKIP: no OpenCASCADE')
 
 -include $(O)/tests/golden/prep/geometry.d
 

@@ -24,7 +24,7 @@ sanitize:
 	@$(MAKE) --no-print-directory $(PARALLEL) CONFIG=sanitize all-sanitize
 
 SAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-  LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0
+  LSAN_OPTIONS='suppressions="$(CURDIR)/tests/lsan.supp":print_suppressions=0'
 all-sanitize: all $(UNIT_BIN) $(TEST_PROGRAMS)
 	@$(SAN_ENV) tests/run.sh $(B) $(TESTS)
 

@@ -51,6 +51,9 @@ missing_packages() {
         <(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $all 2>/dev/null | awk '$1 == "installed" { print $2 }' | sort -u)
 }
 
+# Of its hundreds of lines only those about a failure are of interest.
+apt_get() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" >> $TP/apt.log 2>&1 < /dev/null; }
+
 get_packages() {
     local missing as_root=
     if ! command -v dpkg-query >/dev/null; then
@@ -64,17 +67,20 @@ get_packages() {
             die "Debian packages are missing and this is neither root nor is there sudo; as root, run:" "  apt-get install $missing"
         as_root="sudo"
     fi
-    say "installing Debian packages: $missing"
+    say "installing $(echo "$missing" | wc -w) Debian packages and what they need, a minute or two (what apt-get says: $TP/apt.log)"
+    say "$missing"
+    mkdir -p $TP
     # A fresh machine or container has no package lists; one that has is not made to wait for new ones.
-    compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null || $as_root apt-get update -q ||
-        say "apt-get update failed; going on with the lists there are"
+    compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null || apt_get update || say "apt-get update failed; going on with the lists there are"
     # shellcheck disable=SC2086
-    apt_install() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing; }
+    apt_install() { apt_get install -y --no-install-recommends $missing; }
     apt_install || {
         say "once more, with fresh package lists"
-        $as_root apt-get update -q || true
-        apt_install || die "apt-get could not install: $missing" \
-            "the lines above say why; a machine other than Debian 12 may name them otherwise"
+        apt_get update || true
+        apt_install || {
+            grep -E '^(E:|W:|Err|sudo|dpkg: error)' $TP/apt.log | tail -n 12 >&2
+            die "apt-get could not install: $missing" "the lines above and $TP/apt.log say why; a machine other than Debian 12 may name them otherwise"
+        }
     }
 }
 
