@@ -939,6 +939,7 @@ static int parse_all(struct parser *ps, unsigned flags)
     while (is_word(ps, "ANCHOR") || is_word(ps, "REFERENCE")) {
         if ((rc = skip_section(ps)) < 0)
             return rc;
+        f->n_skipped++;
         advance(ps);
     }
     if (!is_word(ps, "DATA"))
@@ -956,6 +957,7 @@ static int parse_all(struct parser *ps, unsigned flags)
     advance(ps);
     if (ps->kind != STEP_END && !is_word(ps, "SIGNATURE"))
         return step_error(f->name, f->text, f->text_n, (size_t)(ps->t.s - f->text), "text after END-ISO-10303-21;");
+    f->n_skipped += ps->kind != STEP_END;
     return ERR_OK;
 }
 

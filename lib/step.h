@@ -111,6 +111,7 @@ struct step_file {
     size_t n_types;
     uint64_t max_id;
     uint32_t end; /* behind END-ISO-10303-21; */
+    uint32_t n_skipped; /* sections of edition 3 */
     struct step_index *index;
 };
 

@@ -38,6 +38,7 @@ struct step_restructure_report {
     size_t forward;     /* references to an instance that stands later in the output */
     size_t cyclic;      /* references that close a cycle: children-first, only these point forward */
     size_t dangling;    /* references to nothing; kept, as ids above all others */
+    size_t skipped;     /* sections of edition 3, which are left out: a signature or an anchor would not fit any more */
     uint64_t cycle[2];  /* the first such reference: from, to, in the ids of the input */
 };
 enum step_order { STEP_CHILDREN_FIRST, STEP_PARENT_FIRST, STEP_ORIGINAL };

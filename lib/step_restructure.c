@@ -288,7 +288,7 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     int rc = step_parse(name, text, n, STEP_NO_HEADER, &f);
     if (rc < 0)
         return rc;
-    *report = (struct step_restructure_report){.entities = f->n, .dangling = f->n_dangling};
+    *report = (struct step_restructure_report){.entities = f->n, .dangling = f->n_dangling, .skipped = f->n_skipped};
     struct walk w = {.f = f, .parent_first = opts->order == STEP_PARENT_FIRST, .report = report};
     w.last_first[0] = opts->geometry_first ? step_type_find(f, "EDGE_CURVE") : STEP_NONE;
     w.last_first[1] = opts->geometry_first ? step_type_find(f, "ADVANCED_FACE") : STEP_NONE;

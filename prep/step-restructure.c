@@ -67,6 +67,8 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
                  (unsigned long long)r.cycle[0], (unsigned long long)r.cycle[1]);
     if (r.dangling)
         log_warn("%s: %zu references to instances that are not there", path, r.dangling);
+    if (r.skipped)
+        log_warn("%s: %zu ANCHOR, REFERENCE or SIGNATURE sections are left out", path, r.skipped);
     struct jw j = JW_INIT(note);
     jw_object(&j);
     jw_kv_int(&j, "entities", (int64_t)r.entities);

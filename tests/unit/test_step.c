@@ -141,6 +141,7 @@ static void sections_and_header_are_found(void **state)
                                 "DATA('one',('X'));#1=A(#2);ENDSEC;DATA('two',('X'));#2=A(#3);#3=B();ENDSEC;"
                                 "END-ISO-10303-21;SIGNATURE x;", 0);
     assert_int_equal(f->n_sections, 2);
+    assert_int_equal(f->n_skipped, 3);
     assert_int_equal(f->sections[1].first, 1);
     assert_int_equal(f->sections[1].n, 2);
     assert_int_equal(f->v[2].section, 1);
