@@ -70,6 +70,7 @@ get_packages() {
     say "installing $(echo "$missing" | wc -w) Debian packages and what they need, a minute or two (what apt-get says: $TP/apt.log)"
     say "$missing"
     mkdir -p $TP
+    : > $TP/apt.log
     # A fresh machine or container has no package lists; one that has is not made to wait for new ones.
     compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null || apt_get update || say "apt-get update failed; going on with the lists there are"
     # shellcheck disable=SC2086
@@ -78,7 +79,7 @@ get_packages() {
         say "once more, with fresh package lists"
         apt_get update || true
         apt_install || {
-            grep -E '^(E:|W:|Err|sudo|dpkg: error)' $TP/apt.log | tail -n 12 >&2
+            grep -E '^(E:|W:|Err|sudo|dpkg: error)' $TP/apt.log | sort -u | tail -n 12 >&2
             die "apt-get could not install: $missing" "the lines above and $TP/apt.log say why; a machine other than Debian 12 may name them otherwise"
         }
     }
