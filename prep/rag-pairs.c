@@ -236,6 +236,24 @@ static int write_records(struct work *w, struct pairs_writer *out, size_t i, con
     return tool_item(w->t, &(struct run_item){.item = w->v[i].id, .state = "done"});
 }
 
+/* write_records() as a step of the bar, where a signal ends the run. */
+static int write_part(struct work *w, struct pairs_writer *out, size_t i, const int64_t *near, const float *score, int64_t k)
+{
+    int rc = write_records(w, out, i, near, score, k);
+    progress_add(1, 0);
+    return rc == ERR_OK && stop_requested() ? err_set(ERR_CANCELLED, "stopped by a signal") : rc;
+}
+
+static int finish(struct work *w, struct pairs_writer *out, int rc)
+{
+    progress_end();
+    if (rc == ERR_OK)
+        rc = pairs_commit(out);
+    else
+        pairs_abort(out);
+    return rc == ERR_OK ? tool_artifact(w->t, out_path, "pairs") : rc;
+}
+
 /* Records that retrieve nothing. */
 static int write_plain(struct work *w)
 {
@@ -244,18 +262,9 @@ static int write_plain(struct work *w)
     if (rc < 0)
         return rc;
     progress_start("writing", w->n, "parts");
-    for (size_t i = 0; i < w->n && rc == ERR_OK; i++) {
-        rc = write_records(w, out, i, NULL, NULL, 0);
-        progress_add(1, 0);
-        if (rc == ERR_OK && stop_requested())
-            rc = err_set(ERR_CANCELLED, "stopped by a signal");
-    }
-    progress_end();
-    if (rc == ERR_OK)
-        rc = pairs_commit(out);
-    else
-        pairs_abort(out);
-    return rc == ERR_OK ? tool_artifact(w->t, out_path, "pairs") : rc;
+    for (size_t i = 0; i < w->n && rc == ERR_OK; i++)
+        rc = write_part(w, out, i, NULL, NULL, 0);
+    return finish(w, out, rc);
 }
 
 static int by_caption(const void *a, const void *b)
@@ -317,20 +326,10 @@ static int pair_all(struct work *w, const float *x, int dim)
     for (size_t at = 0; at < w->n && rc == ERR_OK; at += (size_t)chunk) {
         int64_t m = (int64_t)(w->n - at) < chunk ? (int64_t)(w->n - at) : chunk;
         rc = vindex_search(index, m, x + at * (size_t)dim, k, score, near);
-        for (int64_t i = 0; i < m && rc == ERR_OK; i++) {
-            rc = write_records(w, out, at + (size_t)i, near + i * k, score + i * k, k);
-            progress_add(1, 0);
-            if (rc == ERR_OK && stop_requested())
-                rc = err_set(ERR_CANCELLED, "stopped by a signal");
-        }
+        for (int64_t i = 0; i < m && rc == ERR_OK; i++)
+            rc = write_part(w, out, at + (size_t)i, near + i * k, score + i * k, k);
     }
-    progress_end();
-    if (rc == ERR_OK)
-        rc = pairs_commit(out);
-    else
-        pairs_abort(out);
-    if (rc == ERR_OK)
-        rc = tool_artifact(w->t, out_path, "pairs");
+    rc = finish(w, out, rc);
     vindex_free(index);
     free(score);
     free(near);
