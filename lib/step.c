@@ -179,9 +179,13 @@ static inline enum step_kind lex(const char **pp, const char *end, struct step_t
         kind = STEP_STRING;
         break;
     case '"':
-        for (p++; p < end && IS(*p, C_HEX | C_SPACE); p++)
+        for (p++; p < end && IS(*p, C_SPACE); p++)
             ;
-        if (p >= end || *p != '"' || p - t->s < 2 || t->s[1] > '3')
+        if (p >= end || *p < '0' || *p > '3') /* how many bits of the second digit do not count */
+            return bad(t, "a malformed binary");
+        while (p < end && IS(*p, C_HEX | C_SPACE))
+            p++;
+        if (p >= end || *p != '"')
             return bad(t, "a malformed binary");
         p++;
         kind = STEP_BINARY;

@@ -101,6 +101,8 @@ static void errors_name_line_and_column(void **state)
     assert_rejected(WRAP("#1=A(NAN);"), "t:6:9: '(' behind the keyword of a typed parameter is due, not ')'");
     assert_rejected(WRAP("#1=A(1.E);"), "t:6:6: an exponent without digits");
     assert_rejected(WRAP("#1=A(\"4\");"), "t:6:6: a malformed binary");
+    assert_rejected(WRAP("#1=A(\"\nF\");"), "t:6:6: a malformed binary"); /* white space does not count: it is left out later */
+    assert_rejected(WRAP("#1=A(\" \");"), "t:6:6: a malformed binary");
     assert_rejected("ISO-10303-21;\nHEADER;\nENDSEC;\nDATA;\n#1=A('x", "t:5:6: a string without its end");
     assert_rejected("ISO-10303-21;\nHEADER;\nENDSEC;\nDATA;\n/* x", "t:5:1: a comment without its end");
     assert_rejected("ISO-10303-21;\nHEADER;\nENDSEC;\nDATA;\nENDSEC;\n", "t:6:1: the text ends where DATA or END-ISO-10303-21; is due");
