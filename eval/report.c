@@ -628,10 +628,27 @@ static char *last_failure(const struct report *r, int64_t run)
     return out;
 }
 
+/* What tells runs of one tool apart: the label or else the output, and whether they scored as the original does. */
+static char *what_of(const char *label, const char *config)
+{
+    char *out = NULL;
+    bool reference = false;
+    for (const char *line = config; *line;) {
+        size_t n = strcspn(line, "\n");
+        if (!*label && !out && n > 7 && !strncmp(line, "out = \"", 7) && line[7] != '"')
+            out = xstrndup(line + 7, n - 8);
+        reference |= n > 14 && !strncmp(line + n - 14, " = \"reference\"", 14);
+        line += n + (line[n] == '\n');
+    }
+    char *what = xasprintf("%s%s", *label ? label : out ? out : "", reference ? ", reference" : "");
+    free(out);
+    return what;
+}
+
 static int table_status(struct report *r, int64_t n_runs)
 {
     static const struct table_column columns[] = {
-        {"run", "run", TABLE_NUMBER, 0}, {"tool", "tool", TABLE_TEXT_CELLS, 0}, {"label", "label", TABLE_TEXT_CELLS, 0},
+        {"run", "run", TABLE_NUMBER, 0}, {"tool", "tool", TABLE_TEXT_CELLS, 0}, {"label", "label or output", TABLE_TEXT_CELLS, 0},
         {"state", "state", TABLE_TEXT_CELLS, 0}, {"done", "done", TABLE_NUMBER, 0}, {"failed", "failed", TABLE_NUMBER, 0},
         {"skipped", "skipped", TABLE_NUMBER, 0}, {"started", "started", TABLE_TEXT_CELLS, 0}, {"took", "took", TABLE_TEXT_CELLS, 0},
         {"note", "note", TABLE_TEXT_CELLS, 0}};
@@ -639,7 +656,7 @@ static int table_status(struct report *r, int64_t n_runs)
         "SELECT id,tool,label,state,host,pid,started,ended,heartbeat,error,argv,cwd,attempts,"
         "(SELECT count(*) FROM items WHERE run_id=id AND state='done'),(SELECT count(*) FROM items WHERE run_id=id AND state='failed'),"
         "(SELECT count(*) FROM items WHERE run_id=id AND state='skipped'),"
-        "(SELECT max(step) FROM metrics WHERE run_id=id AND step>0) FROM runs ORDER BY id DESC LIMIT ?";
+        "(SELECT max(step) FROM metrics WHERE run_id=id AND step>0),config FROM runs ORDER BY id DESC LIMIT ?";
     struct table *t = table_new("status", "Runs, newest first", columns, ARRAY_LEN(columns));
     sqlite3_stmt *s = NULL;
     int sq = r->sq ? sqlite3_prepare_v2(r->sq, sql, -1, &s, NULL) : SQLITE_DONE;
@@ -671,10 +688,12 @@ static int table_status(struct report *r, int64_t n_runs)
         if (sqlite3_column_int(s, 16) > 0)
             buf_printf(&why, "%sat step %lld", why.n ? "; " : "", (long long)sqlite3_column_int64(s, 16));
         free(item);
+        char *what = what_of(text_at(s, 2), text_at(s, 17));
         table_row(t, state);
         table_number(t, (double)run);
         table_text(t, "%s", text_at(s, 1));
-        table_text(t, "%s", text_at(s, 2));
+        table_text(t, "%s", what);
+        free(what);
         table_text(t, "%s", state);
         for (int k = 13; k < 16; k++)
             table_number(t, sqlite3_column_double(s, k));
