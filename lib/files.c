@@ -20,8 +20,11 @@ static int64_t mtime_ns(const struct stat *st)
     return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
 }
 
+static _Thread_local int last_errno; /* of errno_set() */
+
 static int errno_set(const char *path)
 {
+    last_errno = errno;
     return err_set(errno == ENOMEM ? ERR_NOMEM : ERR_IO, "%s: %s", path, strerror(errno));
 }
 
@@ -380,6 +383,7 @@ void atomic_abort(struct atomic_file *a)
 int file_write(const char *path, const void *data, size_t n, bool sync)
 {
     struct atomic_file a;
+    last_errno = 0;
     int fd, rc = open_for(&a, path, &fd);
     if (rc < 0)
         return rc;
@@ -399,6 +403,14 @@ int file_write(const char *path, const void *data, size_t n, bool sync)
         sync_folder(path);
     atomic_abort(&a);
     return rc;
+}
+
+bool file_write_hopeless(void)
+{
+    switch (last_errno) {
+    case ENOSPC: case EDQUOT: case EFBIG: case EROFS: case EACCES: case EPERM: case EIO: return true;
+    default: return false;
+    }
 }
 
 int file_copy(const char *from, const char *to, bool sync)

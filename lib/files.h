@@ -66,6 +66,9 @@ int atomic_commit(struct atomic_file *a, bool sync);
 void atomic_abort(struct atomic_file *a); /* safe after commit */
 /* All in one. */
 int file_write(const char *path, const void *data, size_t n, bool sync);
+/* After file_write() has failed in this thread: the next file will meet the same, a full disk or a place where nothing may
+ * be written. */
+bool file_write_hopeless(void);
 /* A file's bytes under another name, of any size. */
 int file_copy(const char *from, const char *to, bool sync);
 

@@ -325,6 +325,7 @@ struct mapping {
 };
 
 struct converted {
+    bool hopeless; /* no other file can be written either */
     struct buf note;
     struct file_stamp in, out;
 };
@@ -344,7 +345,7 @@ static void *map_one(void *ctx, size_t i, int worker, int *code)
     *code = m->convert(m->ctx, worker, mp->list.v[i].path, &in, &out, &r->note);
     file_unmap(&in);
     if (*code == ERR_OK)
-        *code = file_write(mp->out[i], out.s, out.n, false);
+        r->hopeless = (*code = file_write(mp->out[i], out.s, out.n, false)) < 0 && file_write_hopeless();
     r->out = (struct file_stamp){.size = out.n, .known = *code == ERR_OK};
     buf_release(&out);
     return r;
@@ -355,6 +356,11 @@ static int map_done(void *ctx, const struct pool_item *it)
     struct mapping *mp = ctx;
     struct converted *r = it->result;
     const struct file_entry *e = &mp->list.v[it->index];
+    if (r->hopeless) { /* one error, not one a file; the next start goes on from here */
+        buf_release(&r->note);
+        free(r);
+        return err_set(it->code, "%s", it->error);
+    }
     struct run_item item = {
         .item = e->rel,
         .state = it->code < 0 ? "failed" : "done",
@@ -449,6 +455,8 @@ int tool_map_files(struct tool *t, const struct tool_map *m)
                      suffixes[1] ? suffixes[1] : "");
     if (rc == ERR_OK)
         rc = keep_apart(m, to_file, &mp.list);
+    if (rc == ERR_OK && !to_file)
+        rc = mkdir_p(m->out);
     if (rc < 0)
         goto out;
     file_list_shard(&mp.list, t->shard_i, t->shard_n);
@@ -465,7 +473,7 @@ int tool_map_files(struct tool *t, const struct tool_map *m)
                            .done = map_done, .skip = map_current, .ctx = &mp};
     rc = pool_run(&job);
     if (rc == ERR_OK)
-        log_note("%zu files%s, %zu failed%s", t->n_done + t->n_failed + t->n_current, t->n_current ? "" : " done",
+        log_note("%zu files%s, %zu failed%s", t->n_done + t->n_failed + t->n_current, t->n_current || t->n_failed ? "" : " done",
                  t->n_failed, t->n_current ? " (the rest were done already)" : "");
 out:
     for (size_t i = 0; mp.out && i < mp.list.n; i++)

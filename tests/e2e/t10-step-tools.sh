@@ -63,6 +63,20 @@ diff -r in own || fail "inputs were changed"
 for i in 1 2; do "$BIN"/step-round own --out own/rounded -q --force || fail "--out inside: $?"; done
 diff -r r own/rounded || fail "--out inside the input: $(find own)"
 
+# A full disk (a limit on the size of files is met as one) ends the run with one error, not one a file; without it the run goes on.
+mkdir large
+for i in 1 2 3 4 5 6; do cp in/a.step large/$i.step; done
+{ head -n 7 in/a.step; for i in $(seq 500); do echo "#$i=A('a longer line',1.23456789);"; done; echo "ENDSEC;"; echo "END-ISO-10303-21;"; } > large/4.step
+for i in 5 6; do cp large/4.step large/$i.step; done
+for limit in 8 unlimited; do
+    (ulimit -f $limit; exec "$BIN"/step-round large --out full --db none -q -j1) 2> err; rc=$?
+    [ "$limit" = unlimited ] && break
+    [ $rc -eq 3 ] && [ "$(cat err)" = "step-round: error: full/4.step: File too large" ] || fail "a full disk: exit $rc: $(cat err)"
+    [ "$(cd full && find . -type f | sort | tr '\n' ' ')" = "./1.step ./2.step ./3.step " ] || fail "a full disk leaves $(find full)"
+done
+[ $rc -eq 0 ] && [ "$(ls full | wc -l)" -eq 6 ] || fail "after a full disk: exit $rc, $(ls full)"
+"$BIN"/step-round large --out in/a.step/below --db none -q 2> err; [ $? -eq 3 ] && [ "$(wc -l < err)" -eq 1 ] || fail "--out below a file: $(cat err)"
+
 # Bad input: one line with the place, exit code, nothing half-written.
 mkdir bad; cp in/a.step bad/good.step
 : > bad/empty.step; head -c 100 in/a.step > bad/cut.step; head -c 5000 /dev/urandom > bad/noise.step
