@@ -5,4 +5,5 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 BIN=$(cd "${BIN:-build/bin}" && pwd)
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-python3 "$root/tests/e2e/hostile.py" "$BIN" 2
+case $BIN in */sanitize/*) mb=0.2 ;; *) mb=2 ;; esac
+python3 "$root/tests/e2e/hostile.py" "$BIN" $mb
