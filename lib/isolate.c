@@ -208,11 +208,6 @@ static _Noreturn void supervise(const struct isolate_opts *o, int *ends, int con
 
 /* ---- the program's side ---- */
 
-int isolate_workers(const struct isolate *p)
-{
-    return p->o.workers;
-}
-
 int isolate_open(const struct isolate_opts *opts, struct isolate **out)
 {
     struct isolate *p = xcalloc(1, sizeof *p);

@@ -67,6 +67,5 @@ int isolate_open(const struct isolate_opts *o, struct isolate **out);
  * job() or done() returned. */
 int isolate_run(struct isolate *p, const struct isolate_batch *b);
 void isolate_close(struct isolate *p); /* NULL is fine */
-int isolate_workers(const struct isolate *p);
 
 #endif

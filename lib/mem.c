@@ -155,11 +155,6 @@ void *arena_alloc(struct arena *a, size_t n)
     return p;
 }
 
-void *arena_calloc(struct arena *a, size_t n)
-{
-    return memset(arena_alloc(a, n), 0, n);
-}
-
 char *arena_strndup(struct arena *a, const char *s, size_t n)
 {
     char *p = arena_alloc(a, n + 1);

@@ -78,7 +78,6 @@ struct arena {
 
 /* n bytes aligned to 16, uninitialised. */
 void *arena_alloc(struct arena *a, size_t n);
-void *arena_calloc(struct arena *a, size_t n);
 char *arena_strndup(struct arena *a, const char *s, size_t n);
 void arena_reset(struct arena *a);   /* keeps the largest block for reuse */
 void arena_release(struct arena *a);

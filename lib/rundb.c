@@ -211,11 +211,6 @@ struct sqlite3 *rundb_sqlite(struct rundb *db)
     return db->sq;
 }
 
-int64_t rundb_run_id(struct rundb *db)
-{
-    return db->run;
-}
-
 static sqlite3_stmt *prepared(struct rundb *db, int i)
 {
     if (!db->stmt[i])

@@ -47,7 +47,6 @@ struct run_info {
 /* Begins or takes up a run; *resumed says which.  ERR_USAGE when a live process on
  * this host is at the same run now. */
 int rundb_begin(struct rundb *db, const struct run_info *info, bool *resumed);
-int64_t rundb_run_id(struct rundb *db);
 /* state: "done", "failed" or "cancelled". */
 int rundb_finish(struct rundb *db, const char *state, int exit_code, const char *error);
 

@@ -209,11 +209,6 @@ void retrieval_close(struct retrieval *l)
     free(l);
 }
 
-size_t retrieval_size(const struct retrieval *r)
-{
-    return r->n;
-}
-
 int retrieval_find(struct retrieval *l, const char *caption, const char *self, struct retrieval_hit hit[RETRIEVAL_NEAREST],
                    size_t *n, int *use)
 {

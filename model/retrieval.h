@@ -30,7 +30,6 @@ struct retrieval_hit {
  * encoder_dir. */
 int retrieval_open(const char *pairs, const char *encoder_dir, struct retrieval **out);
 void retrieval_close(struct retrieval *r); /* NULL is fine */
-size_t retrieval_size(const struct retrieval *r);
 /* The nearest, best first: *n of them.  *use: index of the one to take, -1 if none may be; self: the id never to
  * take (NULL: none). */
 int retrieval_find(struct retrieval *r, const char *caption, const char *self, struct retrieval_hit hit[RETRIEVAL_NEAREST],

@@ -29,7 +29,6 @@
 #include <ShapeAnalysis_ShapeTolerance.hxx>
 #include <Standard_ErrorHandler.hxx>
 #include <Standard_OutOfMemory.hxx>
-#include <Standard_Version.hxx>
 #include <TopExp.hxx>
 #include <TopExp_Explorer.hxx>
 #include <TopTools_IndexedDataMapOfShapeListOfShape.hxx>
@@ -446,11 +445,6 @@ void occ_quiet(void)
     m->ChangePrinters().Clear();
     m->AddPrinter(new Listener());
     done = true;
-}
-
-const char *occ_version(void)
-{
-    return OCC_VERSION_COMPLETE;
 }
 
 int occ_load(const char *name, const char *text, size_t n, const part_request *q, part *out)

@@ -35,8 +35,6 @@ int occ_load(const char *name, const char *text, size_t n, const struct part_req
 /* work() of lib/isolate.h for jobs made by part_job(); the result is for part_decode(). */
 int occ_work(void *ctx, const char *job, size_t n, struct buf *out);
 
-/* "7.6.3" */
-const char *occ_version(void);
 /* Takes away the printers that write to standard output.  Other shims call it first. */
 void occ_quiet(void);
 

@@ -413,7 +413,6 @@ int th_rank(const th_tensor *x) { return (int)x->t.dim(); }
 int64_t th_size(const th_tensor *x, int dim) { return x->t.sizes()[(size_t)(dim < 0 ? dim + x->t.dim() : dim)]; }
 int64_t th_stride(const th_tensor *x, int dim) { return x->t.stride(dim); }
 int64_t th_numel(const th_tensor *x) { return x->t.numel(); }
-th_device th_device_of(const th_tensor *x) { return x->t.is_cuda() ? TH_CUDA : TH_CPU; }
 
 th_dtype th_dtype_of(const th_tensor *x)
 {
@@ -569,12 +568,6 @@ th_tensor *th_cat(th_tensor *const *v, int n, int dim)
     });
 }
 
-th_tensor *th_repeat_interleave(th_tensor *x, int64_t n, int dim)
-{
-    NEED1(x);
-    return op([&] { return n == 1 ? x->t : at::repeat_interleave(x->t, n, dim); });
-}
-
 /* ---- arithmetic ---- */
 
 th_tensor *th_add(th_tensor *a, th_tensor *b, double alpha)
@@ -623,12 +616,6 @@ int th_add_(th_tensor *a, th_tensor *b, double alpha)
 {
     HAVE2(a, b);
     return run([&] { a->t.add_(b->t, alpha); });
-}
-
-int th_mul_(th_tensor *a, th_tensor *b)
-{
-    HAVE2(a, b);
-    return run([&] { a->t.mul_(b->t); });
 }
 
 int th_scale_(th_tensor *a, double s)
@@ -795,12 +782,6 @@ th_tensor *th_log_softmax(th_tensor *x)
     return op([&] { return at::log_softmax(x->t, -1, at::kFloat); });
 }
 
-th_tensor *th_logsumexp(th_tensor *x)
-{
-    NEED1(x);
-    return op([&] { return at::logsumexp(x->t.to(at::kFloat), {-1}); });
-}
-
 th_tensor *th_gather(th_tensor *x, int dim, th_tensor *index)
 {
     NEED2(x, index);
@@ -829,18 +810,6 @@ int th_index_copy_(th_tensor *x, int dim, th_tensor *index, th_tensor *src)
 {
     HAVE3(x, index, src);
     return run([&] { x->t.index_copy_(dim, index->t, src->t); });
-}
-
-th_tensor *th_argmax(th_tensor *x)
-{
-    NEED1(x);
-    return op([&] { return at::argmax(x->t, -1); });
-}
-
-th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v)
-{
-    NEED2(x, mask);
-    return op([&] { return at::masked_fill(x->t, mask->t, v); });
 }
 
 } // extern "C"

@@ -80,7 +80,6 @@ int64_t th_size(const th_tensor *x, int dim); /* dim < 0 counts from the end */
 int64_t th_stride(const th_tensor *x, int dim); /* in elements */
 int64_t th_numel(const th_tensor *x);
 enum th_dtype th_dtype_of(const th_tensor *x);
-enum th_device th_device_of(const th_tensor *x);
 
 /* ---- making, moving ---- */
 th_tensor *th_empty(int rank, const int64_t *shape, enum th_dtype t, enum th_device d);
@@ -109,8 +108,6 @@ th_tensor *th_narrow(th_tensor *x, int dim, int64_t start, int64_t length);
 th_tensor *th_transpose(th_tensor *x, int a, int b);
 th_tensor *th_contiguous(th_tensor *x);
 th_tensor *th_cat(th_tensor *const *v, int n, int dim);
-/* Each slice along dim n times in a row: grouped-query attention's keys and values. */
-th_tensor *th_repeat_interleave(th_tensor *x, int64_t n, int dim);
 
 /* ---- arithmetic (broadcasting) ---- */
 th_tensor *th_add(th_tensor *a, th_tensor *b, double alpha); /* a + alpha b */
@@ -121,7 +118,6 @@ th_tensor *th_sum_f32(th_tensor *x, int dim);                /* in float32 */
 th_tensor *th_sum_all(th_tensor *x);                         /* in float32 */
 th_tensor *th_norm(th_tensor *x);                            /* Euclidean, of all elements, in float32 */
 int th_add_(th_tensor *a, th_tensor *b, double alpha);       /* a += alpha b */
-int th_mul_(th_tensor *a, th_tensor *b);
 int th_scale_(th_tensor *a, double s);
 int th_addcmul_(th_tensor *a, th_tensor *b, th_tensor *c, double value); /* a += value b c */
 int th_addcdiv_(th_tensor *a, th_tensor *b, th_tensor *c, double value); /* a += value b / c */
@@ -155,14 +151,11 @@ th_tensor *th_gelu(th_tensor *x);                            /* erf */
 th_tensor *th_rope(th_tensor *x, th_tensor *cos, th_tensor *sin, bool backward);
 th_tensor *th_softmax(th_tensor *x, int dim);
 th_tensor *th_log_softmax(th_tensor *x);                     /* last dimension, in float32 */
-th_tensor *th_logsumexp(th_tensor *x);                       /* last dimension, float32 */
 th_tensor *th_gather(th_tensor *x, int dim, th_tensor *index);
 int th_scatter_add_(th_tensor *x, int dim, th_tensor *index, th_tensor *src);
 th_tensor *th_index_select(th_tensor *x, int dim, th_tensor *index);
 int th_index_add_(th_tensor *x, int dim, th_tensor *index, th_tensor *src);
 int th_index_copy_(th_tensor *x, int dim, th_tensor *index, th_tensor *src);
-th_tensor *th_argmax(th_tensor *x);                          /* last dimension, int64 */
-th_tensor *th_masked_fill(th_tensor *x, th_tensor *mask, double v); /* mask bool, broadcast */
 
 /* Scaled dot-product attention: q [b, h, s, d], k and v [b, h_kv, t, d], h a multiple of h_kv
  * (grouped queries, without copies where the kernel takes them).  causal: query i sees keys 0..i
