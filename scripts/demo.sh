@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 make=${MAKE:-make}
 b=${B:-build}
 work=datasets/work/demo
-adapter=runs/demo
+adapter=runs/demo-adapter # (runs/demo is where make train MODEL=demo leaves one of yours)
 longest=6000 # tokens: what the data may have at most (configs/demo.conf); a part that goes on will not end
 start=$(date +%s)
 
