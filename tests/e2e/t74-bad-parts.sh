@@ -38,7 +38,9 @@ PY
 "$BIN/renderability" --db none --json -q pred > strict || fail "renderability: exit $?"
 "$BIN/renderability" --db none --json -q --mode reference pred > reference || fail "renderability --mode reference: exit $?"
 "$BIN/renderability" --db none --json -q big | grep -q '"renderable":true' || fail "200 MB"
-"$BIN/renderability" --db none --json -q --memory 100000000 big | grep -q '"reason":"memory: over 100 MB' || fail "200 MB in 100"
+case $BIN in *sanitize*) ;; # a limit on the address space is none where AddressSanitizer's shadow takes terabytes of it
+*) "$BIN/renderability" --db none --json -q --memory 100000000 big | grep -q '"reason":"memory: over 100 MB' || fail "200 MB in 100" ;;
+esac
 "$BIN/chamfer" --db none --json -q --pred pred --truth truth > best 2> err; [ $? -eq 1 ] || fail "chamfer: exit $?"
 "$BIN/chamfer" --db none --json -q --align reference --pred pred --truth truth > original 2> err; [ $? -eq 1 ] || fail "chamfer, reference: exit $?"
 python3 - <<'PY' || fail "verdicts"
