@@ -45,6 +45,7 @@ enum step_order { STEP_CHILDREN_FIRST, STEP_PARENT_FIRST, STEP_ORIGINAL };
 struct step_restructure_opts {
     enum step_order order;
     bool compact; /* no instance names, references as distances: see below */
+    bool relative; /* compact: points as differences where that tells more: see below */
     bool bare;    /* no comments */
     bool geometry_first; /* the curve of an edge ahead of its vertices, the surface of a face ahead of its bounds */
     /* children-first: gets a struct step_forward for each reference that still points forward; or NULL */
@@ -71,6 +72,34 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
  *     #3=DIRECTION('',(0.,0.,1.));           DIRECTION('',(0.,0.,1.));
  *     #4=EDGE_CURVE('',#2,#2,#9,.T.);        EDGE_CURVE('',#2,#2,#-5,.T.);
  */
+/* Points may be written as differences: one whose name begins with '+' (which is no part of it) is the sum of its numbers and
+ * of the point met last; a name that begins with '+' or '-' in truth gets a '-' ahead.  A point is met where it is
+ * written, and where an instance is that stands for it: a line for its origin, a placement, and what lies in it, for its
+ * origin, a vertex for its point, an oriented edge for the vertex where it ends, anything else for what its first reference
+ * stands for.  So an edge's end is told by its direction, and a hole's seam by its radius:
+ *
+ *     CIRCLE('',#1,2.5);                     a circle round (40.,-12.5,6.)
+ *     CARTESIAN_POINT('+',(2.5,0.,0.));      (42.5,-12.5,6.)
+ */
+/* What is needed to follow that through a text, instance after instance. */
+struct step_points {
+    struct step_point {
+        int64_t v[3]; /* in units of 1E-9 */
+        int n;        /* coordinates; 0: not known */
+    } *point;         /* from 1 */
+    struct {
+        uint32_t start, end; /* points that an instance stands for, where it begins and ends; 0: none */
+    } *of;                   /* by number */
+    size_t n_points, cap_points, cap;
+    uint32_t last; /* the point met last, or 0 */
+};
+/* Instance number self in the compact form, points as they are (no sums). */
+void step_points_meet(struct step_points *p, uint64_t self, const char *s, size_t n);
+/* The instance at s as a difference to the point met last; false: it is no such point, or there is none.  zeros: how many
+ * coordinates are zero, as it is and as a difference. */
+bool step_point_relative(const struct step_points *p, const char *s, size_t n, struct buf *out, int zeros[2]);
+void step_points_release(struct step_points *p);
+
 /* Whether a text (a file, or from DATA; on, or from its first instance on) is in the compact form: its first
  * instance has no name. */
 bool step_is_compact(const char *text, size_t n);

@@ -121,7 +121,60 @@ struct groups {
     size_t n;
 };
 
-static void put_section(const struct walk *w, const struct groups *g, const struct step_ids *ids, uint16_t section,
+/* Which points are written as differences. */
+struct relating {
+    struct step_points points;
+    bool *vertex, *origin; /* a vertex's, and a placement's: which comes first */
+};
+
+static void find_uses(const struct step_file *f, struct relating *r)
+{
+    uint32_t vertex = step_type_find(f, "VERTEX_POINT"), placement = step_type_find(f, "AXIS2_PLACEMENT_3D");
+    r->vertex = xcalloc(f->n + 1, sizeof *r->vertex);
+    r->origin = xcalloc(f->n + 1, sizeof *r->origin);
+    for (size_t i = 0; i < f->n; i++) {
+        const struct step_entity *e = &f->v[i];
+        uint32_t target = e->n_ref ? f->refs[e->ref].target : STEP_NONE;
+        if (target == STEP_NONE)
+            continue;
+        if (e->type == vertex)
+            r->vertex[target] = true;
+        else if (e->type == placement)
+            r->origin[target] = true;
+    }
+}
+
+/* A point's name that begins as a mark does. */
+static void mark_name(size_t from, struct buf *out)
+{
+    static const char word[] = "CARTESIAN_POINT('";
+    size_t at = from + sizeof word - 1;
+    if (at >= out->n || memcmp(out->s + from, word, sizeof word - 1) || (out->s[at] != '+' && out->s[at] != '-'))
+        return;
+    buf_putc(out, 0);
+    memmove(out->s + at + 1, out->s + at, out->n - at - 1);
+    out->s[at] = '-';
+}
+
+/* The instance at from in out, which was just written: a vertex tells more as a difference, since its edge has said
+ * where it leads; the centre of a hole does so where it lies on an axis of the last point, the pole of a spline where that is shorter. */
+static void relate(struct relating *r, uint32_t entity, uint64_t self, size_t from, struct buf *out)
+{
+    struct buf alike = BUF_INIT;
+    int zeros[2];
+    const char *s = out->s + from;
+    size_t n = out->n - from;
+    bool less = step_point_relative(&r->points, s, n, &alike, zeros) &&
+                (r->vertex[entity] || (r->origin[entity] ? zeros[1] > zeros[0] : alike.n < n));
+    step_points_meet(&r->points, self, s, n);
+    if (less) {
+        out->n = from;
+        buf_add(out, alike.s, alike.n);
+    }
+    buf_release(&alike);
+}
+
+static void put_section(const struct walk *w, const struct groups *g, const struct step_ids *ids, uint16_t section, struct relating *relating,
                         struct buf *out)
 {
     const struct step_file *f = w->f;
@@ -145,7 +198,12 @@ static void put_section(const struct walk *w, const struct groups *g, const stru
                            g->v[k].roots == 1 ? "" : "s");
                 titled = true;
             }
+            size_t from = out->n;
             step_put(f, e, ids, out);
+            if (ids->compact)
+                mark_name(from, out);
+            if (relating)
+                relate(relating, w->order[i], ids->of[w->order[i]], from, out);
             buf_putc(out, '\n');
         }
     }
@@ -320,13 +378,21 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     find_missing(f, &missing);
     struct step_ids ids = {.f = f, .of = id, .dangling = missing_id, .ctx = &missing, .compact = opts->compact};
 
+    struct relating relating = {0};
+    bool relative = opts->compact && opts->relative;
+    if (relative)
+        find_uses(f, &relating);
+
     buf_grow(out, n);
     if (f->n_header)
         step_put_header(f, out);
     for (uint16_t s = 0; s < f->n_sections; s++)
-        put_section(&w, &g, &ids, sections[s], out);
+        put_section(&w, &g, &ids, sections[s], relative ? &relating : NULL, out);
     buf_puts(out, "END-ISO-10303-21;\n");
 
+    step_points_release(&relating.points);
+    free(relating.vertex);
+    free(relating.origin);
     free(sections);
     free(missing.id);
     free(id);

@@ -4,7 +4,7 @@
 #include "lib/tool.h"
 
 static const char *out, *mode = "strict", *order = "children-first";
-static bool compact, annotations = true, geometry_first;
+static bool compact, relative, annotations = true, geometry_first;
 
 static struct opt options[] = {
     {.name = "out", .type = OPT_STR, .value = &out, .arg = "OUT", .help = "file or directory to write", .flags = OPT_REQUIRED},
@@ -12,6 +12,8 @@ static struct opt options[] = {
      .help = "strict: what comes first; children-first has no forward reference but in cycles; original: the file's order"},
     {.name = "compact", .type = OPT_FLAG, .value = &compact,
      .help = "strict: without instance names, references as distances; step-restore undoes it"},
+    {.name = "relative", .type = OPT_FLAG, .value = &relative,
+     .help = "with --compact: points as differences to the point met before, where that tells more"},
     {.name = "geometry-first", .type = OPT_FLAG, .value = &geometry_first,
      .help = "strict: curves ahead of the vertices, surfaces ahead of the bounds that lie on them"},
     {.name = "annotations", .type = OPT_FLAG, .value = &annotations, .help = "strict: a comment ahead of each type of root"},
@@ -52,7 +54,7 @@ static int convert(void *ctx, int worker, const char *path, const struct file_ma
     struct step_restructure_report r;
     struct step_restructure_opts opts = {
         .order = !strcmp(order, "parent-first") ? STEP_PARENT_FIRST : !strcmp(order, "original") ? STEP_ORIGINAL : STEP_CHILDREN_FIRST,
-        .compact = compact, .bare = !annotations, .geometry_first = geometry_first};
+        .compact = compact, .relative = relative, .bare = !annotations, .geometry_first = geometry_first};
     struct buf ahead = BUF_INIT;
     opts.forward = &ahead;
     int rc = step_restructure(path, in->data, in->size, &opts, text, &r);
