@@ -149,7 +149,8 @@ static const struct paper_row *row_of(const char *label)
 /* Rows of scripts/ablation.sh: its name of a row, and the label. */
 static const char *const ablations[][2] = {
     {"named", "children first"}, {"retrieval", "children first, with retrieval"}, {"parent", "parents first"},
-    {"bare", "children first, no annotations"}, {"compact", "children first, compact"}, {"shipped", "compact, no annotations, lean tokens"},
+    {"bare", "children first, no annotations"}, {"compact", "children first, compact"}, {"lean-tokens", "compact, no annotations, lean tokens"},
+    {"geometry-first", "compact, no annotations, lean tokens, geometry first"}, {"shipped", "compact, geometry first, points as differences"},
     {"native", "OpenCASCADE's file, its order"}, {"native-children", "OpenCASCADE's file, children first"},
     {"native-reference", "OpenCASCADE's file, children first, reference rounding"},
 };

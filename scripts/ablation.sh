@@ -24,7 +24,8 @@ parent           lean         strict     --order=parent-first                  s
 bare             lean         strict     --no-annotations                      step    no         children first, no annotations
 compact          lean         strict     --compact                             step    no         children first, compact
 lean-tokens      lean         strict     --compact,--no-annotations            lean    no         compact, no annotations, lean tokens
-shipped          lean         strict     --compact,--no-annotations,--geometry-first lean no      compact, no annotations, lean tokens, geometry first
+geometry-first   lean         strict     --compact,--no-annotations,--geometry-first lean no      compact, no annotations, lean tokens, geometry first
+shipped          lean         strict     --compact,--no-annotations,--geometry-first,--relative lean no compact, geometry first, points as differences
 native           opencascade  strict     --order=original                      step    no         OpenCASCADE's file, its order
 native-children  opencascade  strict     --order=children-first                step    no         OpenCASCADE's file, children first
 native-reference opencascade  reference  --order=children-first                step    no         OpenCASCADE's file, children first, reference rounding"

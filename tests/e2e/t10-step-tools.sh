@@ -139,11 +139,13 @@ grep -v '"forward":0,' out | grep -v '"forward":\([0-9]*\),"cyclic":\1,' && fail
 for d in g/src ss; do "$BIN"/entity-stats $d --json -q | sed "s|\"$d/||; s/\"max_id\":[0-9]*,//" | grep by_type > stats-$(basename $d); done
 [ "$(wc -l < stats-ss)" -ge 150 ] || fail "few files"
 cmp stats-src stats-ss || fail "counts by type changed"
-for o in children-first parent-first original; do # compact and back: the same files
+for o in "children-first --geometry-first" "parent-first" "original --relative" "children-first --geometry-first --relative"; do # compact and back: the same files
+    # shellcheck disable=SC2086
     "$BIN"/step-restructure sr --out sc --order $o --compact -q --force 2> err || fail "step-restructure --compact: $(tail -n 1 err)"
-    "$BIN"/step-restructure sr --out sn --order $o --no-annotations -q --force 2> err || fail "step-restructure --order $o: $(tail -n 1 err)"
+    # shellcheck disable=SC2086
+    "$BIN"/step-restructure sr --out sn --order ${o% --relative} --no-annotations -q --force 2> err || fail "step-restructure --order $o: $(tail -n 1 err)"
     "$BIN"/step-restore sc --out scr -q --force || fail "step-restore of compact files"
-    "$BIN"/step-restore sn --out snr -q --force || fail "step-restore"; diff -rq scr snr || fail "--compact loses"
+    "$BIN"/step-restore sn --out snr -q --force || fail "step-restore"; diff -rq scr snr || fail "--compact loses ($o)"
     [ "$(ls scr | wc -l)" -ge 150 ] || fail "compact: few files"
 done
 "$BIN"/step-restore g/restructured --out so -q 2> err || fail "step-restore of the original's output: $(tail -n 1 err)"

@@ -80,6 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             assert_parses(&out, "restructured");
             check(count(out.s, out.n) == count(s, n), "an instance was lost");
             opts.compact = true;
+            opts.relative = data[0] >> 5 & 1;
             check(step_restructure("in", s, n, &opts, &compact, &order) == ERR_OK, "compact fails");
             step_expand(compact.s, compact.n, &twice);
             check(!step_is_compact(compact.s, compact.n) || (out.n == twice.n && !memcmp(out.s, twice.s, out.n)), "compact loses");

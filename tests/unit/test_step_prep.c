@@ -170,7 +170,7 @@ static void a_long_chain_needs_no_stack(void **state)
 }
 
 /* Compact and back is the plain form to the byte. */
-static void assert_compact_is_lossless(const char *data, enum step_order order, bool bare)
+static void assert_compact_is_lossless(const char *data, enum step_order order, bool bare, bool relative)
 {
     char *text = xasprintf(HEAD "%s" TAIL, data);
     struct step_restructure_report r;
@@ -179,6 +179,7 @@ static void assert_compact_is_lossless(const char *data, enum step_order order, 
     if (step_restructure("t", text, strlen(text), &opts, &plain, &r) < 0)
         fail_msg("%s", err_text());
     opts.compact = true;
+    opts.relative = relative;
     assert_int_equal(step_restructure("t", text, strlen(text), &opts, &compact, &r), ERR_OK);
     assert_int_equal(step_is_compact(plain.s, plain.n), false);
     assert_int_equal(step_is_compact(compact.s, compact.n), r.entities > 0);
@@ -207,12 +208,41 @@ static void the_compact_form_is_undone_without_loss(void **state)
         "#1=R(#2);#2=A(#3,#4);#3=B(#2);#4=L();#7=P(#8);#8=Q(#7);#9=S(#9);", /* cycles */
         "#5=R(#1,#9,#1);", /* references to nothing */
         "#1=R(#2);#2=A();ENDSEC;DATA('b',('S'));#3=R(#2);#4=(X(#3)Y(#4));",
+        "#1=CARTESIAN_POINT('+a',(1.,2.,3.));#2=CARTESIAN_POINT('-',(1.5,-2.,0.));#3=CARTESIAN_POINT('',(1.5,-2.0,0.));"
+        "#4=CARTESIAN_POINT('-x''+',(999999999.,0.,1.E-5));#5=CARTESIAN_POINT('+',(-999999999.999999999,7.,-0.000000001));"
+        "#6=CARTESIAN_POINT('',(999999999.,7.,-0.));#7=CARTESIAN_POINT('',(1.,2.));#8=CARTESIAN_POINT('',(4.,2.));#9=CARTESIAN_POINT('',());",
         "#1=ENDSEC(#2);#2=DATA('ENDSEC;');#3=DATA();", "#10=!USER(#20);#20=(A()B('\\X2\\00E9\\X0\\'));",
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++)
         for (int order = 0; order < 3; order++)
-            for (int bare = 0; bare < 2; bare++)
-                assert_compact_is_lossless(cases[i], (enum step_order)order, bare);
+            for (int how = 0; how < 4; how++)
+                assert_compact_is_lossless(cases[i], (enum step_order)order, how & 1, how & 2);
+}
+
+/* An edge's end is told from its start, a seam from its centre; a turned edge goes on from its first vertex. */
+static void points_are_told_from_the_point_met_before(void **state)
+{
+    (void)state;
+    const char *text = HEAD "#1=CARTESIAN_POINT('',(40.,-12.5,6.));#2=AXIS2_PLACEMENT_3D('',#1,$,$);#3=CIRCLE('',#2,2.5);"
+                            "#4=CARTESIAN_POINT('rim',(42.5,-12.5,6.));#5=VERTEX_POINT('',#4);#6=EDGE_CURVE('',#5,#5,#3,.T.);"
+                            "#7=CARTESIAN_POINT('',(42.5,-12.5,0.));#8=VERTEX_POINT('',#7);#9=EDGE_CURVE('',#5,#8,$,.T.);"
+                            "#10=ORIENTED_EDGE('',*,*,#9,.F.);#11=CARTESIAN_POINT('',(42.5,0.,6.));#12=VERTEX_POINT('',#11);"
+                            "#13=CARTESIAN_POINT('',(40.,-12.5,5.));#14=AXIS2_PLACEMENT_3D('',#13,$,$);" TAIL;
+    struct step_restructure_opts opts = {.order = STEP_ORIGINAL, .compact = true, .bare = true, .relative = true};
+    struct step_restructure_report r;
+    struct buf b = BUF_INIT;
+    assert_int_equal(step_restructure("t", text, strlen(text), &opts, &b, &r), ERR_OK);
+    assert_non_null(strstr(b.s, "CARTESIAN_POINT('',(40.,-12.5,6.));\n")); /* nothing to tell it from */
+    assert_non_null(strstr(b.s, "CARTESIAN_POINT('+rim',(2.5,0.,0.));\n"));
+    assert_non_null(strstr(b.s, "CARTESIAN_POINT('+',(0.,0.,-6.));\n"));
+    assert_non_null(strstr(b.s, "ORIENTED_EDGE('',*,*,#1,.F.);\nCARTESIAN_POINT('+',(0.,12.5,0.));\n"));
+    assert_non_null(strstr(b.s, "CARTESIAN_POINT('',(40.,-12.5,5.));\n")); /* an origin that lies off every axis of the last point */
+    struct buf back = BUF_INIT;
+    const char *damaged = "CARTESIAN_POINT('+',(1.,2.));L(#1);CARTESIAN_POINT('+',(1.,2.));CARTESIAN_POINT('+',(1.,";
+    step_expand(damaged, strlen(damaged), &back);
+    assert_string_equal(back.s, "#1=CARTESIAN_POINT('',(1.,2.));#2=L(#1);#3=CARTESIAN_POINT('',(2.,4.));#4=CARTESIAN_POINT('',(1.,");
+    buf_release(&back);
+    buf_release(&b);
 }
 
 static void compact_text_looks_as_the_docs_say(void **state)
@@ -343,6 +373,7 @@ int main(void)
         cmocka_unit_test(a_section_stands_behind_what_it_refers_to),
         cmocka_unit_test(a_long_chain_needs_no_stack),
         cmocka_unit_test(the_compact_form_is_undone_without_loss),
+        cmocka_unit_test(points_are_told_from_the_point_met_before),
         cmocka_unit_test(compact_text_looks_as_the_docs_say),
         cmocka_unit_test(damaged_compact_text_is_expanded_as_far_as_it_goes),
         cmocka_unit_test(annotations_and_placeholders_are_undone),
