@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/../.."
 BIN=$(cd "${BIN:-build/bin}" && pwd)
 for tool in renderability chamfer complete-ratio entity-stats; do [ -x "$BIN/$tool" ] || { echo "SKIP: $tool is not built"; exit 77; }; done
-sample=$PWD/datasets/sample/steps/00000002.step
+sample=$PWD/tests/golden/parts/pointed-rod.step
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 fail() { echo "FAIL: $*"; exit 1; }
