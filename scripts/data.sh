@@ -42,9 +42,11 @@ if [ "$mode" = reference ]; then
     tool step-restructure "$work/rounded" --out "$work/restructured" --mode reference
 else
     form=${FORM:-$(sed -n 's/.*"form": *"\([a-z]*\)".*/\1/p' "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true)}
-    # shellcheck disable=SC2046
+    # What the weights know best: the options their texts were made with.
+    how=$(sed -n 's/.*"restructure": *"\([^"]*\)".*/\1/p' "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true)
+    # shellcheck disable=SC2046,SC2086
     tool step-restructure "$work/rounded" --out "$work/restructured" --order "${ORDER:-children-first}" \
-        $([ "$form" = compact ] && echo --compact --no-annotations --geometry-first)
+        $([ "$form" = compact ] && echo ${how:---compact --no-annotations})
 fi
 tool rag-pairs --captions "$captions" --steps "$work/restructured" --encoder "$encoder" --top-k "$top_k" --out "$work/pairs.json"
 tool token-filter --tokenizer "$(model_key "$config" dir)" --max-tokens "${max_tokens:-16384}" \
