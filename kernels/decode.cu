@@ -1,16 +1,18 @@
-// decode.cu: one decoding step of a whole transformer as one persistent kernel.  See decode.h for the layouts.
+// decode.cu: one decoding step of a whole transformer as a chain of small kernels in a graph.  See decode.h for the data.
 //
-// A step reads every weight once; nothing else is large.  So the kernel is a stream of weights with the arithmetic
-// hung onto it: on each multiprocessor one producer thread copies its share of all layers' weights, in order, into a
-// ring in shared memory (cp.async.bulk), and never waits for anything but a free slot.  Eight warps consume the slots
-// (mma.m16n8k16: 16 weight rows by up to 8 tokens, so that 8 tokens cost what one does) and stop at the grid-wide
-// barriers between the stages, while the ring fills with what comes after the barrier.
+//   embed | [ qkv, rope | attention | (its sums) | out, residual, norm | gate-up, SwiGLU | down, residual, norm ] x layers | head
 //
-//   embed | [ qkv, rope | attention | o, residual, norm | gate-up, SwiGLU | down, residual, norm ] x layers | head
+// A step reads every weight once; nothing else is large.  So every kernel begins to read its weights (cp.async, each lane for
+// itself, into its own places of a ring in shared memory) while the kernel before it still works (programmatic dependent launch),
+// and waits for it only then.  For that, blocks of two kernels have to fit into a multiprocessor side by side, but not two of one
+// kernel, or one multiprocessor would do the work of two: the row products take more than half of the shared memory, the residual
+// ones more than half of the registers.
 //
-// Arithmetic of one token never depends on how many others are in the step: each warp sums its own columns of a row in
-// a fixed order, the eight sums are added in the order of the warps, attention is cut into parts by position, and
-// what blocks add up together is added in a fixed order by whoever comes last.
+// Products are mma.m16n8k16: 16 rows of weights by up to 8 tokens, so that 8 tokens cost what one does.
+//
+// Arithmetic of one token never depends on how many others are in the step: a row's columns are cut into slices in the same way
+// for all, each is summed by one warp in order, and the slices' sums are added in their order; attention is cut into parts by
+// position, whose sums are added in their order.
 //
 // RMSNorm: the stage before writes h = x * w, rounded to bfloat16, and sums of squares; 1 / rms is one number a token,
 // so the product's result is multiplied with it.
@@ -25,18 +27,14 @@
 #include "kernels/decode.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 
-// Bytes of a slot, and how many slots' worth is fetched into the second-level cache ahead of the ring.
-#ifndef SLOT
-#define SLOT 16384
-#endif
-#ifndef L2_AHEAD
-#define L2_AHEAD 0
+// Shared memory takes all it can of what it shares with the first-level cache, so that blocks of two kernels fit beside each other.
+#ifndef CARVE
+#define CARVE 1
 #endif
 
 namespace {
-
-enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, MAX_SLOTS = 26, PITCH = 20, GROUP_WARPS = 4, P_PITCH = DK_PART * 2 + 64 };
 
 // ---- the machine's instructions ----
 #ifndef EMULATE
@@ -44,61 +42,41 @@ enum { WARPS = 8, CONSUMERS = WARPS * 32, THREADS = CONSUMERS + 32, MAX_SLOTS = 
 #define HOPPER 1
 #endif
 
-__device__ __forceinline__ uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
 __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// 16 bytes to shared memory, the first n of them (16 or 0) from `from`, the others zeros.
+__device__ __forceinline__ void copy16(void *to, const void *from, int n)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(n)
+                 : "memory");
+}
+__device__ __forceinline__ void copies_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All but the last N closed groups have arrived.
+template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// The next kernel may begin; the kernel before has ended and what it wrote is there.
+__device__ __forceinline__ void let_next_begin()
+{
 #ifdef HOPPER
-__device__ __forceinline__ void mbar_init(uint64_t *b, uint32_t n)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(b)), "r"(n) : "memory");
-}
-
-__device__ __forceinline__ void mbar_arrive(uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
-}
-
-__device__ __forceinline__ void mbar_wait(uint64_t *b, uint32_t parity)
-{
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%0], %1, 0x989680;\n@p bra done;\nbra again;\ndone:\n}"
-                 ::"r"(shared_at(b)), "r"(parity) : "memory");
-}
-
-// Copies n bytes and counts as the one arrival of b.
-__device__ __forceinline__ void bulk_load(void *to, const void *from, uint32_t n, uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(n) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(shared_at(to)), "l"(from), "r"(n), "r"(shared_at(b)) : "memory");
-}
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-
-__device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
-
-__device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(2 + group) : "memory"); }
-
-__device__ __forceinline__ void prefetch_l2(const void *p, uint32_t n)
+}
+__device__ __forceinline__ void wait_for_last()
 {
 #ifdef HOPPER
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-__device__ __forceinline__ void add_release(uint32_t *p)
+__device__ __forceinline__ uint64_t nanoseconds()
 {
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
-}
-
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t *p)
-{
-    uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
+    uint64_t t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
 }
 
 __device__ __forceinline__ uint32_t pack2(float lo, float hi)
@@ -112,11 +90,11 @@ __device__ __forceinline__ uint32_t pack2(float lo, float hi)
 __device__ __forceinline__ uint32_t unbias(uint32_t x)
 {
     uint32_t r;
+#ifdef HOPPER
     asm("{\n.reg .b32 z;\nmov.b32 z, 0x80008000;\nfma.rn.bf16x2 %0, %1, %2, z;\n}" : "=r"(r) : "r"(x), "r"(0x7b807b80));
+#endif
     return r;
 }
-__device__ __forceinline__ uint32_t permute(uint32_t x, uint32_t y, uint32_t s) { return __byte_perm(x, y, s); }
-__device__ __forceinline__ void relax() {}
 #else
 #define HOPPER 1
 #endif
@@ -131,505 +109,704 @@ __device__ __forceinline__ uint16_t to_bf16(float v)
     return (uint16_t)pack2(v, 0);
 }
 
-// Four e4m3 values to two pairs of bfloat16.
+// Four e4m3 values to two pairs of bfloat16: bytes 1 and 3, bytes 0 and 2.
 __device__ __forceinline__ void widen(uint32_t v, uint32_t &a, uint32_t &b)
 {
-    uint32_t x = permute(v, 0, 0x1404), y = permute(v, 0, 0x3424); // bytes 0 and 1, 2 and 3, each above a zero
-    a = unbias((x & 0x80008000u) | ((x & 0x7f007f00u) >> 4));
-    b = unbias((y & 0x80008000u) | ((y & 0x7f007f00u) >> 4));
+    a = unbias((v & 0x80008000u) | ((v >> 4) & 0x07f007f0u));
+    b = unbias(((v << 8) & 0x80008000u) | ((v << 4) & 0x07f007f0u));
 }
 
-// ---- the step ----
+// ---- products ----
 
-struct unit_range {
-    int lo, hi;
+enum { ROW_SLICES = 8, ROW_THREADS = ROW_SLICES * 32, SUM_SLICES = 32, RED_PITCH = 20, ATTEND_THREADS = 128, SUM_UP_THREADS = 128 };
+
+struct product {
+    const void *w[3];        // matrices, or the e4m3 copy
+    const float *scale;
+    const void *x;
+    const void *add[3];      // qkv: biases, or NULL; out and down: the next norm's weights
+    int k, tiles, layer, mark;
 };
 
-__device__ __forceinline__ unit_range share(int units, int block, int blocks)
-{
-    return {(int)((int64_t)units * block / blocks), (int)((int64_t)units * (block + 1) / blocks)};
-}
+// What the columns and rows of a product mean is known when it is compiled: K is an enum dk_kind.
+__host__ __device__ __forceinline__ int chunks_of(const product &p, bool fp8) { return fp8 ? (p.k + 63) / 64 : (p.k + 31) / 32; }
 
-__device__ __forceinline__ int slice_start(const dk_model &m, int s)
+// Rows g and g + 8 of a tile: where they begin; NULL where there is none.
+template <int K> __host__ __device__ __forceinline__ void tile_rows(const dk_model &m, const void *const (&w)[3], int k, int tile, int g,
+                                                                   const uint16_t *&a, const uint16_t *&b)
 {
-    return (m.kf / DK_CHUNK) * s / m.slices;
-}
-
-// Down's units are (slice, row group), slice by slice; blocks get equal numbers of chunks, to within a unit.
-__device__ __forceinline__ int down_lower(const dk_model &m, int block, int blocks)
-{
-    int64_t at = (int64_t)(m.kf / DK_CHUNK) * m.rg_d * block / blocks;
-    for (int s = 0; s < m.slices; s++) {
-        int a = slice_start(m, s), n = slice_start(m, s + 1) - a;
-        int64_t in = at - (int64_t)a * m.rg_d;
-        if (in < (int64_t)n * m.rg_d)
-            return s * m.rg_d + (int)((in + n - 1) / n);
+    const uint16_t *from = (const uint16_t *)w[0], *second = from;
+    int ra, rb, n;
+    if (K == DK_GATE_UP) {
+        second = (const uint16_t *)w[1];
+        ra = rb = tile * 8 + g;
+        n = m.ff;
+    } else if (K == DK_QKV) {
+        int per = m.hd / 16, head = tile / per, kv = head - m.heads, in = tile % per;
+        if (kv >= m.kv_heads)
+            from = (const uint16_t *)w[2];
+        else if (kv >= 0)
+            from = (const uint16_t *)w[1];
+        second = from;
+        int first = (kv < 0 ? head : kv < m.kv_heads ? kv : kv - m.kv_heads) * m.head_dim;
+        bool turned = kv < m.kv_heads;
+        int i = turned ? in * 8 + g : in * 16 + g, j = turned ? i + m.head_dim / 2 : i + 8;
+        ra = first + i;
+        rb = first + j;
+        a = i < (turned ? m.head_dim / 2 : m.head_dim) ? from + (int64_t)ra * k : nullptr;
+        b = j < m.head_dim && (!turned || i < m.head_dim / 2) ? from + (int64_t)rb * k : nullptr;
+        return;
+    } else {
+        ra = tile * 16 + g;
+        rb = ra + 8;
+        n = K == DK_HEAD ? m.rows : m.d;
     }
-    return m.slices * m.rg_d;
+    a = ra < n ? from + (int64_t)ra * k : nullptr;
+    b = rb < n ? second + (int64_t)rb * k : nullptr;
 }
 
-struct ring {
-    unsigned char *slot;
-    uint64_t *full, *empty;
-    int n, at;
-    uint32_t phase;
+// Which tiles a block takes: at first those that are its own, later whichever nobody has taken, so that multiprocessors that are
+// served faster do more.
+struct tiles_of_block {
+    enum { QUEUE = 32 };
+    int own;                 // so many of its own, gridDim.x apart
+    int end;
+    const int *queue;        // [QUEUE] in shared memory: those after them; NULL: none
+    __device__ __forceinline__ int get(int i) const
+    {
+        return i < own ? (int)blockIdx.x + i * (int)gridDim.x : queue ? ((const volatile int *)queue)[i % QUEUE] : end;
+    }
+};
+
+// The weights that a warp wants, chunk by chunk (16 rows by 32 columns, or by 64 of e4m3: 1 KB), slices of tiles one after the
+// other.  Each lane copies what it will use itself: 16 bytes of row g and of row g + 8, g = lane / 4; the two lie 512 bytes apart.
+template <int K, bool FP8, int SLICES, int WARPS> struct feed {
+    const dk_model &m;
+    const product &p;
+    const tiles_of_block &tiles;
+    int chunks, no, tile, slice, at, to, lane;
+    const unsigned char *a, *b;
+    int na, nb;
+
+    __device__ __forceinline__ feed(const dk_model &m_, const product &p_, const tiles_of_block &t)
+        : m(m_), p(p_), tiles(t), chunks(chunks_of(p_, FP8)), no(0), tile(t.get(0)), slice((int)threadIdx.x >> 5), at(0), to(0),
+          lane((int)threadIdx.x & 31), a(nullptr), b(nullptr), na(0), nb(0)
+    {
+        begin();
+    }
+    __device__ __forceinline__ void begin()
+    {
+        while (tile < p.tiles) {
+            at = chunks * slice / SLICES;
+            to = chunks * (slice + 1) / SLICES;
+            if (at < to)
+                break;
+            if (SLICES == WARPS) // nor has it any in another tile
+                tile = p.tiles;
+            else
+                advance();
+        }
+        if (tile >= p.tiles)
+            return;
+        if (FP8) {
+            a = (const unsigned char *)p.w[0] + ((int64_t)tile * chunks + at) * 1024 + lane * 16;
+            b = a + 512;
+        } else {
+            const uint16_t *ra, *rb;
+            tile_rows<K>(m, p.w, p.k, tile, lane >> 2, ra, rb);
+            na = ra ? 16 : 0;
+            nb = rb ? 16 : 0;
+            int skip = at * 32 + (lane & 3) * 8;
+            a = (const unsigned char *)((ra ? ra : (const uint16_t *)p.w[0]) + skip);
+            b = (const unsigned char *)((rb ? rb : (const uint16_t *)p.w[0]) + skip);
+        }
+    }
+    __device__ __forceinline__ void advance()
+    {
+        if ((slice += WARPS) >= SLICES) {
+            slice = (int)threadIdx.x >> 5;
+            tile = tiles.get(++no);
+        }
+    }
+    __device__ __forceinline__ bool more() const { return tile < p.tiles; }
+    __device__ __forceinline__ void copy(unsigned char *slot) const
+    {
+        int n = FP8 || at * 32 + (lane & 3) * 8 < p.k ? 16 : 0;
+        copy16(slot + lane * 16, a, FP8 ? n : n & na);
+        copy16(slot + lane * 16 + 512, b, FP8 ? n : n & nb);
+    }
     __device__ __forceinline__ void next()
     {
-        if (++at == n) {
-            at = 0;
-            phase ^= 1;
+        a += FP8 ? 1024 : 64;
+        b += FP8 ? 1024 : 64;
+        if (++at == to) {
+            advance();
+            begin();
         }
     }
 };
 
-// All of this block's weights, in pieces of a slot at most, in the order in which the stages want them.
-struct stream {
-    const dk_model &m;
-    const unsigned char *layer_at, *at;
-    int layer, stage, u, hi, left, chunk_bytes; // stage: 0 to 3, or 4 for the head
-
-    __device__ stream(const dk_model &m_) : m(m_), layer_at((const unsigned char *)m_.w), at(nullptr), layer(0), stage(-1), u(0), hi(0),
-                                            left(0), chunk_bytes(m_.fp8 ? 4096 : 8192)
-    {
-        next_stage();
-    }
-    __device__ bool next_stage()
-    {
-        if (stage == 4)
-            return false;
-        if (++stage == 4 && layer + 1 < m.layers) {
-            stage = 0;
-            layer++;
-            layer_at += m.layer_bytes;
-        } else if (stage == 4) {
-            layer_at += m.layer_bytes;
-        }
-        unit_range s = share(stage == 0 ? m.rg_qkv : stage == 1 ? m.rg_d : stage == 2 ? m.rg_gu : m.rg_head, blockIdx.x, gridDim.x);
-        u = stage == 3 ? down_lower(m, blockIdx.x, gridDim.x) : s.lo;
-        hi = stage == 3 ? down_lower(m, blockIdx.x + 1, gridDim.x) : s.hi;
-        return true;
-    }
-    __device__ bool next(const unsigned char *&from, int &bytes)
-    {
-        while (!left) {
-            while (u == hi)
-                if (!next_stage())
-                    return false;
-            if (stage == 3) {
-                int s = u / m.rg_d, a = slice_start(m, s);
-                at = layer_at + m.off_down + ((int64_t)(u % m.rg_d) * (m.kf / DK_CHUNK) + a) * chunk_bytes;
-                left = (slice_start(m, s + 1) - a) * chunk_bytes;
-            } else {
-                left = (stage == 1 ? m.kq : m.kd) / DK_CHUNK * chunk_bytes;
-                at = layer_at + (stage == 1 ? m.off_o : stage == 2 ? m.off_gu : 0) + (int64_t)u * left;
-            }
-            u++;
-        }
-        from = at;
-        bytes = left < SLOT ? left : SLOT;
-        at += bytes;
-        left -= bytes;
-        return true;
-    }
-};
-
-__device__ __forceinline__ uint16_t *page_of(const dk_model &m, const dk_work &w, const dk_step &step, int seq, int page_no, int layer, int kv)
+// acc += a chunk of weights by the same columns of up to NC vectors: x(j, t), of its j-th 32 columns, for tokens 8 t to 8 t + 7.
+template <int NT, bool FP8, class X> __device__ __forceinline__ void multiply(float (&acc)[NT][4], const unsigned char *slot, X x)
 {
-    return (uint16_t *)m.pool + (int64_t)w.step->pages[seq * step.max_pages + page_no] * m.page_elems + layer * m.layer_elems +
-           (int64_t)kv * (2 * DK_PAGE * m.hd);
+    uint4 a = ((const uint4 *)slot)[threadIdx.x & 31], b = ((const uint4 *)(slot + 512))[threadIdx.x & 31];
+    if (FP8) {
+        uint32_t wa[8], wb[8];
+        widen(a.x, wa[0], wa[1]);
+        widen(a.y, wa[2], wa[3]);
+        widen(a.z, wa[4], wa[5]);
+        widen(a.w, wa[6], wa[7]);
+        widen(b.x, wb[0], wb[1]);
+        widen(b.y, wb[2], wb[3]);
+        widen(b.z, wb[4], wb[5]);
+        widen(b.w, wb[6], wb[7]);
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int t = 0; t < NT; t++) {
+                uint4 v = x(j, t);
+                mma(acc[t], wa[4 * j], wb[4 * j], wa[4 * j + 1], wb[4 * j + 1], v.x, v.y);
+                mma(acc[t], wa[4 * j + 2], wb[4 * j + 2], wa[4 * j + 3], wb[4 * j + 3], v.z, v.w);
+            }
+    } else {
+#pragma unroll
+        for (int t = 0; t < NT; t++) {
+            uint4 v = x(0, t);
+            mma(acc[t], a.x, b.x, a.y, b.y, v.x, v.y);
+            mma(acc[t], a.z, b.z, a.w, b.w, v.z, v.w);
+        }
+    }
 }
 
-// Attention's units: (sequence, kv head, part of its keys).
-struct attention_unit {
-    int seq, kv, part;
-    __device__ attention_unit(const dk_step &step, int u)
-    {
-        seq = 0;
-        while (seq + 1 < step.seqs && step.seq[seq + 1].unit <= u)
-            seq++;
-        int in = u - step.seq[seq].unit, parts = step.seq[seq].parts;
-        kv = in / parts;
-        part = in % parts;
-    }
-};
-
-// The producer thread.  Weights come into the second-level cache L2_AHEAD pieces before the ring has room for them, so that
-// memory has work while the blocks wait for each other; and so do the keys and values of the next layer.
-__device__ void produce(const dk_model &m, const dk_work &w, const dk_step &step, ring r)
+// This lane's part of 32 columns of tokens 8 t on, of [32 columns][NC][32] in shared memory.
+template <int NC> __device__ __forceinline__ uint4 vector_part(const void *chunk, int t)
 {
-#ifdef HOPPER
-    stream now(m), ahead(m);
-    const unsigned char *from, *later;
-    int bytes, n, layer = -1, lead = 0;
-    while (now.next(from, bytes)) {
-        if (now.layer != layer) {
-            layer = now.layer;
-            for (int u = blockIdx.x * 2, k = 0; k < 4 && u < step.units; u += k & 1 ? 2 * gridDim.x - 1 : 1, k++) {
-                attention_unit a(step, u);
-                uint16_t *kp = page_of(m, w, step, a.seq, a.part / DK_PARTS, layer, a.kv);
-                prefetch_l2(kp + a.part % DK_PARTS * DK_PART * m.hd, DK_PART * m.hd * 2);
-                if (a.part % DK_PARTS == 0)
-                    prefetch_l2(kp + DK_PAGE * m.hd, DK_PAGE * m.hd * 2);
-            }
+    int lane = threadIdx.x & 31;
+    if (NC == 1)
+        return lane < 4 ? ((const uint4 *)chunk)[lane] : make_uint4(0, 0, 0, 0);
+    return ((const uint4 *)chunk)[t * 32 + lane];
+}
+
+// A slice's sums to red [column][pitch]: rows 0 to 15.
+template <int NC, int NT> __device__ __forceinline__ void put_sums(float *red, int pitch, const float (&acc)[NT][4])
+{
+    int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+    if (NC == 1) {
+        if (c == 0) {
+            red[g] = acc[0][0];
+            red[g + 8] = acc[0][2];
         }
-        for (; lead < L2_AHEAD + 1 && ahead.next(later, n); lead++)
-            if (L2_AHEAD > 0)
-                prefetch_l2(later, (uint32_t)n);
-        lead--;
-        mbar_wait(&r.empty[r.at], r.phase ^ 1);
-        bulk_load(r.slot + r.at * SLOT, from, (uint32_t)bytes, &r.full[r.at]);
-        r.next();
+        return;
+    }
+#pragma unroll
+    for (int t = 0; t < NT; t++) {
+        float *o = red + (t * 8 + 2 * c) * pitch + g;
+        o[0] = acc[t][0];
+        o[pitch] = acc[t][1];
+        o[8] = acc[t][2];
+        o[pitch + 8] = acc[t][3];
+    }
+}
+
+template <int NC> __device__ __forceinline__ void put(void *to, int k, int col, float v)
+{
+    ((uint16_t *)to)[((k >> 5) * NC + col) * 32 + (k & 31)] = to_bf16(v);
+}
+
+__device__ __forceinline__ void mark([[maybe_unused]] const dk_work &w, [[maybe_unused]] int kernel, [[maybe_unused]] int what)
+{
+#ifndef EMULATE
+    if (w.trace && threadIdx.x == 0) {
+        unsigned long long t = nanoseconds(), *at = (unsigned long long *)w.trace + (int64_t)kernel * DK_MARKS + 2 * what;
+        atomicMin(at, t);
+        atomicMax(at + 1, t);
     }
 #endif
 }
 
-// Columns are NT tiles of 8.
-template <int NT, bool FP8, int HD> struct consumer {
-    enum { NC = NT * 8, CHUNK_BYTES = FP8 ? 4096 : 8192, SLOT_CHUNKS = SLOT / CHUNK_BYTES };
-    const dk_model &m;
-    const dk_work &w;
-    dk_step &step;       // a copy in shared memory, but for the pages
-    ring r;
-    unsigned char *xs;   // the columns' vectors in shared memory
-    float *red;          // [WARPS][NC][PITCH]
-    float *rstd;         // [NC]
-    float *wmax, *wsum;  // [WARPS][16]
-    unsigned char *p;    // [2 groups][16] rows of P_PITCH bytes (shares red's place)
-    int *flag;
-    uint32_t barriers;
-    int tid, warp, lane, cols, marks;
-    uint64_t starved;
+// Threads of whole warps, eight a column, for what is done with sums of rows.
+template <int NC> __device__ __forceinline__ bool mine(int &row, int &col)
+{
+    row = threadIdx.x & 7;
+    col = threadIdx.x >> 3;
+    return threadIdx.x < (NC < 4 ? 32 : NC * 8);
+}
 
-    __device__ __forceinline__ consumer(const dk_model &m_, const dk_work &w_, dk_step &s) : m(m_), w(w_), step(s) {}
+__device__ __forceinline__ int padded(int n) { return (n + 63) / 64 * 64; }
 
-    __device__ __forceinline__ void mark()
-    {
-        if (w.trace && tid == 0 && marks < DK_MARKS) {
-            uint64_t *t = w.trace + ((int64_t)blockIdx.x * DK_MARKS + marks++) * 2;
-            t[0] = (uint64_t)clock64();
-            t[1] = starved;
-        }
+// The residual stream's rows of a tile: keeps x, writes the next product's h and the sum of squares.  For whole warps.
+template <int NC> __device__ __forceinline__ void finish_rows(const dk_model &m, const dk_work &w, int tile, int row, int col, bool here, float a,
+                                                              float b, float norm_a, float norm_b)
+{
+    int i = tile * 16 + row, kd = padded(m.d);
+    if (here) {
+        w.x[(int64_t)col * kd + i] = a;
+        w.x[(int64_t)col * kd + i + 8] = b;
+        put<NC>(w.h, i, col, a * norm_a);
+        put<NC>(w.h, i + 8, col, b * norm_b);
     }
-
-    __device__ void grid_sync()
-    {
-        barriers += gridDim.x;
-        consumer_sync();
-        if (tid == 0) { // what the others wrote before they met here is released and acquired with it
-            add_release(&w.step->barrier);
-            while (load_acquire(&w.step->barrier) < barriers)
-                relax();
-        }
-        consumer_sync();
-    }
-
-    // [k32][NC][32] bfloat16 to shared memory; columns that are not there are left as they are.  With norm, also each
-    // column's 1 / rms, from sums of squares that are asked for first, so that both come at once.
-    __device__ void load_x(const void *from, int k32, bool norm)
-    {
-        enum { AHEAD = 8 };
-        float v[AHEAD];
-        if (norm && warp < cols)
+    float s = a * a + b * b;
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                v[i] = i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + warp) : 0;
-        const uint4 *src = (const uint4 *)from;
-        uint4 *dst = (uint4 *)xs;
-        int n = k32 * NC * 4, per = cols * 4;
-        if (per == NC * 4) {
+    for (int o = 4; o; o >>= 1)
+        s += __shfl_xor_sync(~0u, s, o);
+    if (here && row == 0)
+        w.sumsq[tile * NC + col] = s;
+}
+
+__device__ __forceinline__ float weight_of(const void *norm, int i, int n) { return i < n ? bf16_to_float(((const uint16_t *)norm)[i]) : 0; }
+
+// A block a tile of 16 rows.
+template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const void *norm,
+                                                                      int kernels)
+{
+    let_next_begin();
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < kernels; i += 256)
+            w.taken[i] = 0;
+    int row, col, tile = blockIdx.x, i;
+    mark(w, 0, 0);
+    if (mine<NC>(row, col)) {
+        bool here = col < w.step->cols;
+        float a = 0, b = 0;
+        i = tile * 16 + row;
+        if (here) {
+            const uint16_t *e = (const uint16_t *)m.embed + (int64_t)w.step->token[col] * m.d;
+            a = i < m.d ? bf16_to_float(e[i]) : 0;
+            b = i + 8 < m.d ? bf16_to_float(e[i + 8]) : 0;
+        }
+        finish_rows<NC>(m, w, tile, row, col, here, a, b, weight_of(norm, i, m.d), weight_of(norm, i + 8, m.d));
+    }
+    mark(w, 0, 2);
+}
+
+#ifndef SUMS_REGISTERS
+#define SUMS_REGISTERS 64
+#endif
+#ifndef ROWS_1
+#define ROWS_1 12
+#endif
+#ifndef SUMS_1
+#define SUMS_1 3
+#endif
+// Chunks that a warp has under way, and whether a warp of the row products keeps its columns of x in registers, by NC.
+template <int NC> struct depth {
+    static constexpr int rows = NC == 1 ? ROWS_1 : NC <= 16 ? 12 : 20, sums = NC == 1 ? SUMS_1 : 2;
+    static constexpr bool in_registers = NC >= 8;
+    static constexpr int warps = NC >= 16 ? 16 : 32; // of the residual products
+};
+enum { HELD = 8 };           // 32 columns each that a warp can keep in registers
+
+template <int NC, bool FP8> __host__ __device__ constexpr int sum_slot() { return 1024 + (FP8 ? 2 : 1) * (NC < 8 ? 64 : NC * 64); }
+
+// Whole rows, a slice a warp: q, k and v; gate and up; the head.  A block takes its share of the tiles one after the other.
+template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS, 1) rows_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
+                                                                                              const __grid_constant__ product p)
+{
+#ifdef HOPPER
+    enum { NT = NC < 8 ? 1 : NC / 8, D = depth<NC>::rows, J = FP8 ? 2 : 1, RED = ROW_SLICES * NC * RED_PITCH };
+    constexpr bool held = depth<NC>::in_registers;
+    SHARED_MEMORY(smem);
+    mark(w, p.mark, 0);
+    float *red = (float *)(smem + ROW_SLICES * D * 1024), *rstd = red + 2 * RED;
+    int *queue = (int *)(rstd + 32);
+    unsigned char *xs = (unsigned char *)(queue + tiles_of_block::QUEUE);
+    int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8);
+    int first = chunks * warp / ROW_SLICES, per = chunks * (warp + 1) / ROW_SLICES - first;
+    unsigned char *ring = smem + warp * D * 1024;
+    int least = chunks / ROW_SLICES;
+    const tiles_of_block tiles = {D / (least ? least : 1) + 2, p.tiles, queue}; // the ring is never further ahead than that
+    feed<K, FP8, ROW_SLICES, ROW_SLICES> f(m, p, tiles);
+    int in = 0, out = 0;
+    auto fetch = [&] {
+        if (f.more()) {
+            f.copy(ring + in * 1024);
+            f.next();
+        }
+        copies_close();
+        in = in + 1 == D ? 0 : in + 1;
+    };
+    for (int i = 0; i < D; i++)
+        fetch();
+    let_next_begin();
+    const dk_step &step = *w.step;
+    int cols = step.cols, keep = step.keep_logits;
+    wait_for_last();
+    mark(w, p.mark, 1);
+    // the vectors, and each column's 1 / rms, all asked for at once
+    enum { FIRST = 8 };
+    float square[FIRST];
+    int squares = (m.d + 15) / 16;
+#pragma unroll
+    for (int i = 0; i < FIRST; i++)
+        square[i] = warp < cols && i * 32 + lane < squares ? __ldcg(w.sumsq + (i * 32 + lane) * NC + warp) : 0;
+    uint4 xr[held ? HELD : 1][NT];
+    const uint4 *x = (const uint4 *)p.x;
+    if (held) {
+#pragma unroll
+        for (int i = 0; i < (held ? HELD : 1); i++)
+#pragma unroll
+            for (int t = 0; t < NT; t++)
+                xr[i][t] = i < per * J ? __ldcg(x + ((first * J + i) * NT + t) * 32 + lane) : make_uint4(0, 0, 0, 0);
+    } else {
+        uint4 *to = (uint4 *)xs;
+        int each = cols * 4, n = chunks * J * each;
+        if (cols == NC)
 #pragma unroll 8
-            for (int i = tid; i < n; i += CONSUMERS)
-                dst[i] = __ldcg(src + i);
-        } else {
-            n = k32 * per;
+            for (int i = tid; i < n; i += ROW_THREADS)
+                to[i] = __ldcg(x + i);
+        else
 #pragma unroll 4
-            for (int i = tid; i < n; i += CONSUMERS) {
-                int at = i / per * (NC * 4) + i % per;
-                dst[at] = __ldcg(src + at);
+            for (int i = tid; i < n; i += ROW_THREADS) {
+                int at = i / each * (NC * 4) + i % each;
+                to[at] = __ldcg(x + at);
+            }
+    }
+    for (int c = warp; c < cols; c += ROW_SLICES) {
+        float s = 0;
+#pragma unroll
+        for (int i = 0; i < FIRST; i++)
+            s += c == warp ? square[i] : i * 32 + lane < squares ? __ldcg(w.sumsq + (i * 32 + lane) * NC + c) : 0;
+        for (int i = FIRST * 32 + lane; i < squares; i += 32)
+            s += __ldcg(w.sumsq + i * NC + c);
+#pragma unroll
+        for (int o = 16; o; o >>= 1)
+            s += __shfl_xor_sync(~0u, s, o);
+        if (lane == 0)
+            rstd[c] = rsqrtf(s / (float)m.d + m.eps);
+    }
+    __syncthreads();
+
+    int row, col;
+    bool here = mine<NC>(row, col) && col < cols;
+    float best = -INFINITY;
+    int id = 0x7fffffff;
+    for (int no = 0, u; (u = tiles.get(no)) < p.tiles; no++, red = no & 1 ? red + RED : red - RED) {
+        int later = 0;
+        if (tid == ROW_THREADS - 32) // known one meeting before anybody wants it
+            later = (int)atomicAdd(&w.taken[p.mark], 1u) + tiles.own * (int)gridDim.x;
+        // what the sums will meet is asked for before they are made
+        float2 add = make_float2(0, 0), cs = make_float2(1, 0), by = make_float2(1, 1);
+        uint16_t *to = nullptr;
+        bool turned = true;
+        if (FP8 && here)
+            by = make_float2(p.scale[u * 16 + row], p.scale[u * 16 + row + 8]);
+        if (K == DK_QKV && here) {
+            int per_head = m.hd / 16, head = u / per_head, kv = head - m.heads, pos = step.pos[col];
+            turned = kv < m.kv_heads;
+            int i = u % per_head * (turned ? 8 : 16) + row;
+            if (p.add[0]) {
+                const uint16_t *a, *b;
+                tile_rows<DK_QKV>(m, p.add, 1, u, row, a, b);
+                add = make_float2(a ? bf16_to_float(*a) : 0, b ? bf16_to_float(*b) : 0);
+            }
+            if (turned)
+                cs = ((const float2 *)m.rope)[(int64_t)pos * (m.hd / 2) + i];
+            if (kv < 0)
+                to = (uint16_t *)w.q + ((int64_t)col * m.heads + head) * m.hd + i;
+            else {
+                uint16_t *page = (uint16_t *)m.pool + (int64_t)step.pages[step.seq_of[col] * step.max_pages + pos / DK_PAGE] * m.page_elems +
+                                 p.layer * m.layer_elems;
+                to = turned ? page + (int64_t)kv * (2 * DK_PAGE * m.hd) + pos % DK_PAGE * m.hd + i
+                            : page + (int64_t)(kv - m.kv_heads) * (2 * DK_PAGE * m.hd) + DK_PAGE * m.hd + pos % DK_PAGE + i * DK_PAGE;
             }
         }
-        if (norm)
-            for (int c = warp; c < cols; c += WARPS) {
-                float s = 0;
-#pragma unroll
-                for (int i = 0; i < AHEAD; i++)
-                    s += c == warp ? v[i] : i * 32 + lane < m.rg_d ? __ldcg(w.sumsq + (i * 32 + lane) * NC + c) : 0;
-                for (int i = AHEAD * 32 + lane; i < m.rg_d; i += 32)
-                    s += __ldcg(w.sumsq + i * NC + c);
-#pragma unroll
-                for (int o = 16; o; o >>= 1)
-                    s += __shfl_xor_sync(~0u, s, o);
-                if (lane == 0)
-                    rstd[c] = rsqrtf(s / (float)m.d + m.eps);
-            }
-        consumer_sync();
-    }
-
-    // One unit: 16 rows by `chunks` chunks of x, whose first is `first`.  After it red holds the warps' sums.
-    __device__ void unit(int chunks, int first)
-    {
         float acc[NT][4];
 #pragma unroll
         for (int t = 0; t < NT; t++)
             acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
-        for (int done = 0; done < chunks; done += SLOT_CHUNKS, r.next()) {
-#ifdef HOPPER
-            uint64_t t0 = w.trace ? (uint64_t)clock64() : 0;
-            mbar_wait(&r.full[r.at], r.phase);
-            if (w.trace)
-                starved += (uint64_t)clock64() - t0;
-#endif
-            const unsigned char *s = r.slot + r.at * SLOT + warp * (CHUNK_BYTES / 8);
+        auto chunk = [&](auto &&vector) {
+            copies_wait<D - 1>();
+            multiply<NT, FP8>(acc, ring + out * 1024, vector);
+            out = out + 1 == D ? 0 : out + 1;
+            fetch();
+        };
+        if (held) {
 #pragma unroll
-            for (int i = 0; i < SLOT_CHUNKS; i++) {
-                if (done + i >= chunks)
-                    break;
-                uint4 a, b;
-                if (FP8) {
-                    uint2 u = ((const uint2 *)(s + i * CHUNK_BYTES))[lane], v = ((const uint2 *)(s + i * CHUNK_BYTES + 256))[lane];
-                    widen(u.x, a.x, a.y);
-                    widen(u.y, a.z, a.w);
-                    widen(v.x, b.x, b.y);
-                    widen(v.y, b.z, b.w);
-                } else {
-                    a = ((const uint4 *)(s + i * CHUNK_BYTES))[lane];
-                    b = ((const uint4 *)(s + i * CHUNK_BYTES + 512))[lane];
-                }
-                const uint4 *x = (const uint4 *)(xs + ((first + done + i) * 8 + warp) * (NC * 64)) + lane;
-#pragma unroll
-                for (int t = 0; t < NT; t++) {
-                    uint4 v = x[t * 32];
-                    mma(acc[t], a.x, b.x, a.y, b.y, v.x, v.y);
-                    mma(acc[t], a.z, b.z, a.w, b.w, v.z, v.w);
-                }
-            }
-            __syncwarp();
-#ifdef HOPPER
-            if (lane == 0)
-                mbar_arrive(&r.empty[r.at]);
-#endif
+            for (int i = 0; i < (held ? HELD / J : 1); i++)
+                if (i < per)
+                    chunk([&](int j, int t) { return xr[i * J + j][t]; });
+        } else {
+            for (int i = 0; i < per; i++)
+                chunk([&](int j, int t) { return vector_part<NC>(xs + ((first + i) * J + j) * (NC * 64), t); });
         }
-        consumer_sync(); // red has been read
-        int g = lane >> 2, c = lane & 3;
+        put_sums<NC>(red + warp * NC * RED_PITCH, RED_PITCH, acc);
+        if (tid == ROW_THREADS - 32)
+            queue[(no + tiles.own) % tiles_of_block::QUEUE] = later;
+        __syncthreads(); // one a tile: red is two, and who writes the first again has met those who have read it
+        if (!here)
+            continue;
+        float a = 0, b = 0, r = rstd[col];
 #pragma unroll
-        for (int t = 0; t < NT; t++) {
-            float *o = red + (warp * NC + t * 8 + 2 * c) * PITCH + g;
-            o[0] = acc[t][0];
-            o[PITCH] = acc[t][1];
-            o[8] = acc[t][2];
-            o[PITCH + 8] = acc[t][3];
+        for (int s = 0; s < ROW_SLICES; s++) {
+            a += red[(s * NC + col) * RED_PITCH + row];
+            b += red[(s * NC + col) * RED_PITCH + row + 8];
         }
-        consumer_sync();
-    }
-
-    // This thread's row pair (row, row + 8) and column of a unit; false when it has none.
-    __device__ __forceinline__ bool mine(int &row, int &col) const
-    {
-        row = tid & 7;
-        col = tid >> 3;
-        return col < NC; // whole warps, or none of a warp, so that shuffles work
-    }
-
-    __device__ __forceinline__ void sums(int row, int col, float &a, float &b) const
-    {
-        a = b = 0;
-#pragma unroll
-        for (int k = 0; k < WARPS; k++) {
-            a += red[(k * NC + col) * PITCH + row];
-            b += red[(k * NC + col) * PITCH + row + 8];
-        }
-    }
-
-    __device__ __forceinline__ void put(void *to, int k, int col, float v) const
-    {
-        ((uint16_t *)to)[((k >> 5) * NC + col) * 32 + (k & 31)] = to_bf16(v);
-    }
-
-    // The residual stream's rows of a group: keeps x, writes the next product's h and the sum of squares.
-    __device__ __forceinline__ void finish_rows(int rg, int row, int col, float a, float b, float norm_a, float norm_b)
-    {
-        int i = rg * 16 + row;
-        bool here = col < cols;
-        if (here) {
-            w.x[(int64_t)col * m.kd + i] = a;
-            w.x[(int64_t)col * m.kd + i + 8] = b;
-            put(w.h, i, col, a * norm_a);
-            put(w.h, i + 8, col, b * norm_b);
-        }
-        float s = a * a + b * b;
-#pragma unroll
-        for (int o = 4; o; o >>= 1)
-            s += __shfl_xor_sync(~0u, s, o);
-        if (here && row == 0)
-            w.sumsq[rg * NC + col] = s;
-    }
-
-    __device__ void embed()
-    {
-        int row, col;
-        if (mine(row, col))
-            for (int rg = blockIdx.x; rg < m.rg_d; rg += gridDim.x) {
-                int i = rg * 16 + row;
-                float a = 0, b = 0;
-                if (col < cols) {
-                    const uint16_t *e = (const uint16_t *)m.embed + (int64_t)step.token[col] * m.d;
-                    a = i < m.d ? bf16_to_float(e[i]) : 0;
-                    b = i + 8 < m.d ? bf16_to_float(e[i + 8]) : 0;
-                }
-                finish_rows(rg, row, col, a, b, m.norm[i], m.norm[i + 8]);
-            }
-    }
-
-    __device__ __forceinline__ uint16_t *page(int seq, int page_no, int layer, int kv) const
-    {
-        return page_of(m, w, step, seq, page_no, layer, kv);
-    }
-
-    __device__ void qkv(int layer)
-    {
-        unit_range s = share(m.rg_qkv, blockIdx.x, gridDim.x);
-        const float *scale = FP8 ? m.scale + layer * m.layer_rows : nullptr;
-        const float *bias = m.bias ? m.bias + (int64_t)layer * m.rg_qkv * 16 : nullptr;
-        int per_head = HD / 16;
-        if (s.lo < s.hi)
-            load_x(w.h, m.kd / 32, true);
-        int row, col;
-        bool here = mine(row, col) && col < cols;
-        int pos = here ? step.pos[col] : 0, seq = here ? step.seq_of[col] : 0;
-        for (int u = s.lo; u < s.hi; u++) {
-            // what the sums will meet is asked for before they are made
-            int head = u / per_head, i = u % per_head * 8 + row;
-            float2 add = make_float2(0, 0), cs = make_float2(1, 0), by = make_float2(1, 1);
-            uint16_t *to = nullptr;
-            bool turned = head < m.heads + m.kv_heads;
-            if (here) {
-                if (bias)
-                    add = make_float2(bias[u * 16 + row], bias[u * 16 + row + 8]);
-                if (FP8)
-                    by = make_float2(scale[u * 16 + row], scale[u * 16 + row + 8]);
-                if (turned)
-                    cs = ((const float2 *)m.rope)[(int64_t)pos * (HD / 2) + i];
-                if (head < m.heads)
-                    to = (uint16_t *)w.q + ((int64_t)col * m.heads + head) * HD + i;
-                else if (turned)
-                    to = page(seq, pos / DK_PAGE, layer, head - m.heads) + pos % DK_PAGE * HD + i;
-                else
-                    to = page(seq, pos / DK_PAGE, layer, head - m.heads - m.kv_heads) + DK_PAGE * HD + pos % DK_PAGE +
-                         (u % per_head * 16 + row) * DK_PAGE;
-            }
-            unit(m.kd / DK_CHUNK, 0);
-            if (!here)
-                continue;
-            float a, b;
-            sums(row, col, a, b);
-            float f = rstd[col];
-            a = a * (f * by.x) + add.x;
-            b = b * (f * by.y) + add.y;
+        a *= FP8 ? r * by.x : r;
+        b *= FP8 ? r * by.y : r;
+        if (K == DK_QKV) {
+            a += add.x;
+            b += add.y;
             to[0] = to_bf16(a * cs.x - b * cs.y);
-            to[turned ? HD / 2 : 8 * DK_PAGE] = to_bf16(b * cs.x + a * cs.y);
+            to[turned ? m.hd / 2 : 8 * DK_PAGE] = to_bf16(b * cs.x + a * cs.y);
+        } else if (K == DK_GATE_UP) {
+            put<NC>(w.act, u * 8 + row, col, a / (1 + __expf(-a)) * b);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                int i = u * 16 + row + 8 * e;
+                float y = e ? b : a;
+                if (keep)
+                    w.logits[(int64_t)col * (p.tiles * 16) + i] = y;
+                if (i < m.vocab && (y > best || (y == best && i < id))) {
+                    best = y;
+                    id = i;
+                }
+            }
         }
     }
+    if (K == DK_HEAD && mine<NC>(row, col)) {
+#pragma unroll
+        for (int o = 4; o; o >>= 1) {
+            float y = __shfl_xor_sync(~0u, best, o);
+            int i = __shfl_xor_sync(~0u, id, o);
+            if (y > best || (y == best && i < id)) {
+                best = y;
+                id = i;
+            }
+        }
+        if (here && row == 0)
+            *(float2 *)(w.best + ((int64_t)blockIdx.x * NC + col) * 2) = make_float2(best, __uint_as_float((uint32_t)id));
+    }
+    mark(w, p.mark, 2);
+#endif
+}
 
-    // One part of the keys for all query rows (a column and a head each) of a sequence that share a kv head.
-    __device__ void attend_part(int seq, int kv, int part, int layer)
+// ---- attention ----
+
+// One dimension of a column's head: the parts' sums, each brought to the largest maximum, in their order.  A part that a column
+// sees nothing of changes nothing.
+__device__ __forceinline__ float add_parts(const dk_model &m, const dk_work &w, int col, int head, int dim, int max_parts, int parts)
+{
+    int64_t at = ((int64_t)col * m.heads + head) * max_parts;
+    const float2 *ml = (const float2 *)w.ml + at;
+    const float *v = w.part + at * m.hd + dim;
+    float top = -INFINITY, sum = 0, o = 0;
+#pragma unroll 8
+    for (int s = 0; s < parts; s++)
+        top = fmaxf(top, __ldcg(ml + s).x);
+#pragma unroll 8
+    for (int s = 0; s < parts; s++) {
+        float2 n = __ldcg(ml + s);
+        float f = exp2f(n.x - top);
+        sum = fmaf(f, n.y, sum);
+        o = fmaf(f, __ldcg(v + (int64_t)s * m.hd), o);
+    }
+    return o / sum;
+}
+
+// Attention's units: (sequence, kv head, part of its keys).  Query rows are a column and a head each: row r is column col + r / group,
+// head kv * group + r % group, of the group of heads that share the kv head.
+struct attention_unit {
+    const dk_model &m;
+    const dk_work &w;
+    const dk_seq &q;
+    int kv, part, group, rows, n, old, max_parts, g, c;
+    const uint16_t *kp, *vp;
+
+    __device__ __forceinline__ static int sequence(const dk_step &step, int u)
     {
-        enum { ND = HD / 32, NB = DK_PART / 32 }; // tiles of 8 dimensions of the values that a warp sums; blocks of 32 keys
-        int group_no = warp / GROUP_WARPS, wg = warp % GROUP_WARPS;
-        float *wmax = this->wmax + group_no * GROUP_WARPS * 16, *wsum = this->wsum + group_no * GROUP_WARPS * 16;
-        unsigned char *p = this->p + group_no * 16 * P_PITCH;
-        const dk_seq &q = step.seq[seq];
-        int group = m.heads / m.kv_heads, rows = q.n * group, g = lane >> 2, c = lane & 3;
-        int n = q.pos + q.n - part * DK_PART;
+        int seq = 0;
+        while (seq + 1 < step.seqs && step.seq[seq + 1].unit <= u)
+            seq++;
+        return seq;
+    }
+    __device__ __forceinline__ attention_unit(const dk_model &m_, const dk_work &w_, const dk_step &step, int u, int layer)
+        : m(m_), w(w_), q(step.seq[sequence(step, u)]), max_parts(step.max_pages * DK_PARTS), g((threadIdx.x & 31) >> 2), c(threadIdx.x & 3)
+    {
+        int in = u - q.unit;
+        kv = in / q.parts;
+        part = in % q.parts;
+        group = m.heads / m.kv_heads;
+        rows = q.n * group;
+        n = q.pos + q.n - part * DK_PART;          // keys there are,
         n = n < DK_PART ? n : DK_PART;
-        const uint16_t *kp = page(seq, part / DK_PARTS, layer, kv), *vp = kp + DK_PAGE * HD + part % DK_PARTS * DK_PART;
-        kp += part % DK_PARTS * DK_PART * HD;
-        const uint4 zero = make_uint4(0, 0, 0, 0);
+        old = q.pos - part * DK_PART;              // and how many were there before this step
+        const uint16_t *page = (const uint16_t *)m.pool + layer * m.layer_elems + (int64_t)kv * (2 * DK_PAGE * m.hd) +
+                               (int64_t)step.pages[(&q - step.seq) * step.max_pages + part / DK_PARTS] * m.page_elems;
+        kp = page + part % DK_PARTS * DK_PART * m.hd;
+        vp = page + DK_PAGE * m.hd + part % DK_PARTS * DK_PART;
+    }
+    __device__ __forceinline__ const uint16_t *query(int row) const
+    {
+        return (const uint16_t *)w.q + ((int64_t)(q.col + row / group) * m.heads + kv * group + row % group) * m.hd;
+    }
+    __device__ __forceinline__ int64_t place(int row) const
+    {
+        return ((int64_t)(q.col + row / group) * m.heads + kv * group + row % group) * max_parts + part;
+    }
+    // The part's keys that a row may see: up to its own position.
+    __device__ __forceinline__ int sees(int row) const { return old + row / group; }
+
+    // A lane's scores of 32 keys from `first` on, two of each of four tiles; tile t's column i is key i / 2 * 8 + 2 t + i % 2, so
+    // that a lane's eight keys are neighbours, as the values' product wants them.
+    template <int HD, class Q, class KEYS> __device__ __forceinline__ void scores(float (&s)[4][4], int first, int row, const Q &query, const KEYS &keys) const
+    {
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+            s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0;
+#pragma unroll
+        for (int j = 0; j < HD / 32; j++)
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                uint4 k = keys(t, j);
+                mma(s[t], query[0][j].x, query[1][j].x, query[0][j].y, query[1][j].y, k.x, k.y);
+                mma(s[t], query[0][j].z, query[1][j].z, query[0][j].w, query[1][j].w, k.z, k.w);
+            }
+        float factor = m.qk_scale * 1.4426950408889634f;
+        int a = sees(row), b = sees(row + 8);
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                int key = first + c * 8 + 2 * t + e;
+                s[t][e] = key <= a ? s[t][e] * factor : -INFINITY;
+                s[t][e + 2] = key <= b ? s[t][e + 2] * factor : -INFINITY;
+            }
+    }
+    __device__ __forceinline__ static int key_of(int t, int g) { return (g >> 1) * 8 + 2 * t + (g & 1); }
+};
+
+// Over the four lanes of a row.
+__device__ __forceinline__ float quad_max(float v)
+{
+    v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
+    return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
+}
+__device__ __forceinline__ float quad_sum(float v)
+{
+    v += __shfl_xor_sync(~0u, v, 1);
+    return v + __shfl_xor_sync(~0u, v, 2);
+}
+
+__device__ __forceinline__ void largest(const float (&s)[4][4], float &a, float &b)
+{
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        a = fmaxf(a, fmaxf(s[t][0], s[t][1]));
+        b = fmaxf(b, fmaxf(s[t][2], s[t][3]));
+    }
+}
+
+// Powers of two above the maxima (of rows that see nothing: zeros), as bfloat16, and their sums over a lane's eight keys.
+__device__ __forceinline__ void powers(const float (&s)[4][4], float za, float zb, uint4 &pa, uint4 &pb, float &la, float &lb)
+{
+    uint32_t a[4], b[4];
+    la = lb = 0;
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        float e0 = exp2f(s[t][0] - za), e1 = exp2f(s[t][1] - za), e2 = exp2f(s[t][2] - zb), e3 = exp2f(s[t][3] - zb);
+        la += e0 + e1;
+        lb += e2 + e3;
+        a[t] = pack2(e0, e1);
+        b[t] = pack2(e2, e3);
+    }
+    pa = make_uint4(a[0], a[1], a[2], a[3]);
+    pb = make_uint4(b[0], b[1], b[2], b[3]);
+}
+
+enum { P_PITCH = DK_PART * 2 + 64 };
+
+// A block a unit, for few rows: its four warps take 32 keys each, then a quarter of the dimensions each.  Keys and values that were
+// there before are read while the kernel before still works.
+template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS) attend_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int layer,
+                                                                                  int kernel)
+{
+#ifdef HOPPER
+    enum { ND = HD / 32, NB = DK_PART / 32, WARPS = 4 };
+    SHARED_MEMORY(smem);
+    float *wmax = (float *)smem, *wsum = wmax + WARPS * 16;
+    unsigned char *p = (unsigned char *)(wsum + WARPS * 16);
+    const dk_step &step = *w.step;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    int warp = threadIdx.x >> 5;
+    mark(w, kernel, 0);
+    let_next_begin();
+    bool waited = false;
+    for (int no = blockIdx.x; no < step.units; no += gridDim.x) {
+        attention_unit u(m, w, step, no, layer);
+        int g = u.g, c = u.c;
         uint4 kf[4][HD / 32], vf[ND][NB];
-        // both at once, so that memory is waited for once
 #pragma unroll
         for (int t = 0; t < 4; t++)
 #pragma unroll
             for (int j = 0; j < HD / 32; j++) {
-                int key = wg * 32 + t * 8 + g;
-                kf[t][j] = key < n ? __ldcg((const uint4 *)(kp + key * HD + j * 32 + c * 8)) : zero;
+                int key = warp * 32 + u.key_of(t, g);
+                kf[t][j] = key < u.old && key < u.n ? __ldcg((const uint4 *)(u.kp + key * HD + j * 32 + c * 8)) : zero;
             }
 #pragma unroll
         for (int t = 0; t < ND; t++)
 #pragma unroll
             for (int j = 0; j < NB; j++) {
-                int key = j * 32 + c * 8, dim = (wg * ND + t) * 8 + g;
-                vf[t][j] = key < n ? __ldcg((const uint4 *)(vp + dim * DK_PAGE + key)) : zero;
+                int key = j * 32 + c * 8, dim = (warp * ND + t) * 8 + g;
+                vf[t][j] = key + 8 <= u.old ? __ldcg((const uint4 *)(u.vp + dim * DK_PAGE + key)) : zero;
             }
-        float factor = m.qk_scale * 1.4426950408889634f;
-        for (int base = 0; base < rows; base += 16) {
-            int ra = base + g, rb = ra + 8;
-            const uint16_t *qp = (const uint16_t *)w.q;
-            // row r: column q.col + r / group, head kv * group + r % group
-            const uint16_t *qa = qp + ((int64_t)(q.col + ra / group) * m.heads + kv * group + ra % group) * HD;
-            const uint16_t *qb = qp + ((int64_t)(q.col + rb / group) * m.heads + kv * group + rb % group) * HD;
-            float s[4][4];
+        if (!waited) {
+            wait_for_last();
+            mark(w, kernel, 1);
+            waited = true;
+        }
+        if (u.old < u.n) { // the new ones
 #pragma unroll
             for (int t = 0; t < 4; t++)
-                s[t][0] = s[t][1] = s[t][2] = s[t][3] = 0;
+#pragma unroll
+                for (int j = 0; j < HD / 32; j++) {
+                    int key = warp * 32 + u.key_of(t, g);
+                    if (key >= u.old && key < u.n)
+                        kf[t][j] = __ldcg((const uint4 *)(u.kp + key * HD + j * 32 + c * 8));
+                }
+#pragma unroll
+            for (int t = 0; t < ND; t++)
+#pragma unroll
+                for (int j = 0; j < NB; j++) {
+                    int key = j * 32 + c * 8, dim = (warp * ND + t) * 8 + g;
+                    if (key + 8 > u.old && key < u.n)
+                        vf[t][j] = __ldcg((const uint4 *)(u.vp + dim * DK_PAGE + key));
+                }
+        }
+        for (int base = 0; base < u.rows; base += 16) {
+            int ra = base + g, rb = ra + 8;
+            uint4 q[2][HD / 32];
 #pragma unroll
             for (int j = 0; j < HD / 32; j++) {
-                uint4 a = ra < rows ? __ldcg((const uint4 *)(qa + j * 32 + c * 8)) : zero;
-                uint4 b = rb < rows ? __ldcg((const uint4 *)(qb + j * 32 + c * 8)) : zero;
-#pragma unroll
-                for (int t = 0; t < 4; t++) {
-                    mma(s[t], a.x, b.x, a.y, b.y, kf[t][j].x, kf[t][j].y);
-                    mma(s[t], a.z, b.z, a.w, b.w, kf[t][j].z, kf[t][j].w);
-                }
+                q[0][j] = ra < u.rows ? __ldcg((const uint4 *)(u.query(ra) + j * 32 + c * 8)) : zero;
+                q[1][j] = rb < u.rows ? __ldcg((const uint4 *)(u.query(rb) + j * 32 + c * 8)) : zero;
             }
-            // keys that a row may see: up to its own position
-            int sees_a = q.pos + ra / group - part * DK_PART, sees_b = q.pos + rb / group - part * DK_PART;
-            float ma = -INFINITY, mb = -INFINITY;
-#pragma unroll
-            for (int t = 0; t < 4; t++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int key = wg * 32 + t * 8 + 2 * c + e;
-                    s[t][e] = key <= sees_a ? s[t][e] * factor : -INFINITY;
-                    s[t][e + 2] = key <= sees_b ? s[t][e + 2] * factor : -INFINITY;
-                    ma = fmaxf(ma, s[t][e]);
-                    mb = fmaxf(mb, s[t][e + 2]);
-                }
-#pragma unroll
-            for (int o = 1; o < 4; o <<= 1) {
-                ma = fmaxf(ma, __shfl_xor_sync(~0u, ma, o));
-                mb = fmaxf(mb, __shfl_xor_sync(~0u, mb, o));
-            }
+            float s[4][4], ma = -INFINITY, mb = -INFINITY, la, lb;
+            u.scores<HD>(s, warp * 32, ra, q, [&](int t, int j) { return kf[t][j]; });
+            largest(s, ma, mb);
+            ma = quad_max(ma);
+            mb = quad_max(mb);
             if (c == 0) {
-                wmax[wg * 16 + g] = ma;
-                wmax[wg * 16 + g + 8] = mb;
+                wmax[warp * 16 + g] = ma;
+                wmax[warp * 16 + g + 8] = mb;
             }
-            group_sync(group_no);
-            ma = mb = -INFINITY;
+            __syncthreads();
 #pragma unroll
-            for (int k = 0; k < GROUP_WARPS; k++) {
+            for (int k = 0; k < WARPS; k++) {
                 ma = fmaxf(ma, wmax[k * 16 + g]);
                 mb = fmaxf(mb, wmax[k * 16 + g + 8]);
             }
-            float za = ma == -INFINITY ? 0 : ma, zb = mb == -INFINITY ? 0 : mb, la = 0, lb = 0;
-#pragma unroll
-            for (int t = 0; t < 4; t++) {
-                float e0 = exp2f(s[t][0] - za), e1 = exp2f(s[t][1] - za), e2 = exp2f(s[t][2] - zb), e3 = exp2f(s[t][3] - zb);
-                la += e0 + e1;
-                lb += e2 + e3;
-                int at = (wg * 32 + t * 8 + 2 * c) * 2;
-                *(uint32_t *)(p + g * P_PITCH + at) = pack2(e0, e1);
-                *(uint32_t *)(p + (g + 8) * P_PITCH + at) = pack2(e2, e3);
-            }
-#pragma unroll
-            for (int o = 1; o < 4; o <<= 1) {
-                la += __shfl_xor_sync(~0u, la, o);
-                lb += __shfl_xor_sync(~0u, lb, o);
-            }
+            uint4 pa, pb;
+            powers(s, ma == -INFINITY ? 0 : ma, mb == -INFINITY ? 0 : mb, pa, pb, la, lb);
+            *(uint4 *)(p + g * P_PITCH + (warp * 32 + c * 8) * 2) = pa;
+            *(uint4 *)(p + (g + 8) * P_PITCH + (warp * 32 + c * 8) * 2) = pb;
+            la = quad_sum(la);
+            lb = quad_sum(lb);
             if (c == 0) {
-                wsum[wg * 16 + g] = la;
-                wsum[wg * 16 + g + 8] = lb;
+                wsum[warp * 16 + g] = la;
+                wsum[warp * 16 + g + 8] = lb;
             }
-            group_sync(group_no);
+            __syncthreads();
             float o[ND][4];
 #pragma unroll
             for (int t = 0; t < ND; t++)
@@ -644,349 +821,252 @@ template <int NT, bool FP8, int HD> struct consumer {
                     mma(o[t], a.z, b.z, a.w, b.w, vf[t][j].z, vf[t][j].w);
                 }
             }
-            int64_t pa = ((int64_t)(q.col + ra / group) * m.heads + kv * group + ra % group) * (step.max_pages * DK_PARTS) + part;
-            int64_t pb = ((int64_t)(q.col + rb / group) * m.heads + kv * group + rb % group) * (step.max_pages * DK_PARTS) + part;
 #pragma unroll
             for (int t = 0; t < ND; t++) {
-                int dim = (wg * ND + t) * 8 + 2 * c;
-                if (ra < rows)
-                    *(float2 *)(w.part + pa * HD + dim) = make_float2(o[t][0], o[t][1]);
-                if (rb < rows)
-                    *(float2 *)(w.part + pb * HD + dim) = make_float2(o[t][2], o[t][3]);
+                int dim = (warp * ND + t) * 8 + 2 * c;
+                if (ra < u.rows)
+                    *(float2 *)(w.part + u.place(ra) * HD + dim) = make_float2(o[t][0], o[t][1]);
+                if (rb < u.rows)
+                    *(float2 *)(w.part + u.place(rb) * HD + dim) = make_float2(o[t][2], o[t][3]);
             }
-            int gt = tid % (GROUP_WARPS * 32);
-            if (gt < 16 && base + gt < rows) {
-                float l = 0, mm = -INFINITY;
-                int rr = base + gt;
-                for (int k = 0; k < GROUP_WARPS; k++) {
-                    l += wsum[k * 16 + gt];
-                    mm = fmaxf(mm, wmax[k * 16 + gt]);
-                }
-                int64_t at = ((int64_t)(q.col + rr / group) * m.heads + kv * group + rr % group) * (step.max_pages * DK_PARTS) + part;
-                *(float2 *)(w.ml + at * 2) = make_float2(mm, l);
-            }
-            group_sync(group_no); // wmax and wsum have been read
-        }
-    }
-
-    // Four dimensions of a column's head: its parts in their order, as bfloat16.
-    __device__ __forceinline__ uint2 add_parts(int col, int head, int dim, int parts) const
-    {
-        int64_t at = ((int64_t)col * m.heads + head) * (step.max_pages * DK_PARTS);
-        float top = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
-#pragma unroll 4
-        for (int s = 0; s < parts; s++) { // by turns: the sum so far is brought down when the maximum rises
-            float2 ml = __ldcg((const float2 *)w.ml + at + s);
-            float4 v = __ldcg((const float4 *)(w.part + (at + s) * HD + dim));
-            float t = fmaxf(top, ml.x), f = exp2f(ml.x - t), g = exp2f(top - t);
-            top = t;
-            sum = sum * g + f * ml.y;
-            o[0] = o[0] * g + f * v.x;
-            o[1] = o[1] * g + f * v.y;
-            o[2] = o[2] * g + f * v.z;
-            o[3] = o[3] * g + f * v.w;
-        }
-        float f = 1 / sum;
-        return make_uint2(pack2(o[0] * f, o[1] * f), pack2(o[2] * f, o[3] * f));
-    }
-
-    // The last group to finish a part of (sequence, kv head) adds the parts up, in their order.
-    __device__ void attend_combine(int seq, int kv)
-    {
-        const dk_seq &q = step.seq[seq];
-        int group_no = warp / GROUP_WARPS, gt = tid % (GROUP_WARPS * 32);
-        group_sync(group_no);
-        if (gt == 0) {
-            __threadfence(); // for the whole group, which has met
-            uint32_t *count = &w.count_attn[seq * m.kv_heads + kv];
-            flag[group_no] = atomicAdd(count, 1u) == (uint32_t)q.parts - 1;
-            if (flag[group_no]) {
-                *count = 0;
-                __threadfence();
-            }
-        }
-        group_sync(group_no);
-        if (!flag[group_no])
-            return;
-        int group = m.heads / m.kv_heads, n = q.n * group * (HD / 4);
-#pragma unroll 2
-        for (int i = gt; i < n; i += GROUP_WARPS * 32) {
-            int row = i / (HD / 4), dim = i % (HD / 4) * 4, col = q.col + row / group, head = kv * group + row % group;
-            int k = head * HD + dim;
-            *(uint2 *)((uint16_t *)w.ao + ((k >> 5) * NC + col) * 32 + (k & 31)) = add_parts(col, head, dim, q.parts);
-        }
-    }
-
-    // Everybody adds them up for himself.
-    __device__ void load_parts()
-    {
-        int each = m.heads * (HD / 4), n = cols * each;
-#pragma unroll 2
-        for (int i = tid; i < n; i += CONSUMERS) {
-            int col = i / each, k = i % each * 4;
-            *(uint2 *)(xs + (((k >> 5) * NC + col) * 32 + (k & 31)) * 2) = add_parts(col, k / HD, k % HD, step.seq[step.seq_of[col]].parts);
-        }
-        consumer_sync();
-    }
-
-    __device__ void attention(int layer)
-    {
-        for (int u = blockIdx.x * 2 + warp / GROUP_WARPS; u < step.units; u += 2 * gridDim.x) {
-            attention_unit a(step, u);
-            attend_part(a.seq, a.kv, a.part, layer);
-            if (!step.few_parts)
-                attend_combine(a.seq, a.kv);
-        }
-    }
-
-    __device__ void out_proj(int layer)
-    {
-        unit_range s = share(m.rg_d, blockIdx.x, gridDim.x);
-        const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_o : nullptr;
-        if (s.lo < s.hi && step.few_parts)
-            load_parts();
-        else if (s.lo < s.hi)
-            load_x(w.ao, m.kq / 32, false);
-        const float *norm = m.norm + (int64_t)(2 * layer + 1) * m.kd;
-        int row, col;
-        bool some = mine(row, col);
-        for (int u = s.lo; u < s.hi; u++) {
-            int i = u * 16 + row;
-            float2 n = make_float2(0, 0), old = n, by = make_float2(1, 1);
-            if (some && col < cols) {
-                n = make_float2(norm[i], norm[i + 8]);
-                old = make_float2(__ldcg(w.x + (int64_t)col * m.kd + i), __ldcg(w.x + (int64_t)col * m.kd + i + 8));
-                if (FP8)
-                    by = make_float2(scale[i], scale[i + 8]);
-            }
-            unit(m.kq / DK_CHUNK, 0);
-            if (!some)
-                continue;
-            float a, b;
-            sums(row, col, a, b);
-            finish_rows(u, row, col, a * by.x + old.x, b * by.y + old.y, n.x, n.y);
-        }
-    }
-
-    __device__ void gate_up(int layer)
-    {
-        unit_range s = share(m.rg_gu, blockIdx.x, gridDim.x);
-        const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_gu : nullptr;
-        load_x(w.h, m.kd / 32, true);
-        for (int u = s.lo; u < s.hi; u++) {
-            unit(m.kd / DK_CHUNK, 0);
-            int row, col;
-            if (!mine(row, col) || col >= cols)
-                continue;
-            float a, b;
-            sums(row, col, a, b);
-            float f = rstd[col];
-            a *= FP8 ? f * scale[u * 16 + row] : f;
-            b *= FP8 ? f * scale[u * 16 + row + 8] : f;
-            put(w.act, u * 8 + row, col, a / (1 + __expf(-a)) * b);
-        }
-    }
-
-    __device__ void down(int layer)
-    {
-        int lo = down_lower(m, blockIdx.x, gridDim.x), hi = down_lower(m, blockIdx.x + 1, gridDim.x), have = -1, row, col;
-        const float *scale = FP8 ? m.scale + layer * m.layer_rows + m.row_down : nullptr;
-        for (int u = lo; u < hi; u++) {
-            int s = u / m.rg_d, rg = u % m.rg_d, a0 = slice_start(m, s), n = slice_start(m, s + 1) - a0;
-            if (s != have) {
-                consumer_sync();
-                load_x((const uint16_t *)w.act + (int64_t)a0 * DK_CHUNK * NC, n * (DK_CHUNK / 32), false);
-                have = s;
-            }
-            unit(n, 0);
-            if (!mine(row, col) || col >= cols)
-                continue;
-            float a, b;
-            sums(row, col, a, b);
-            float *to = w.down + (((int64_t)s * m.rg_d + rg) * NC + col) * 16 + row;
-            to[0] = a;
-            to[8] = b;
-        }
-        grid_sync();
-        // each block adds up the slices of its own row groups
-        const float *norm = m.norm + (int64_t)(2 * layer + 2) * m.kd;
-        if (mine(row, col))
-            for (int rg = blockIdx.x; rg < m.rg_d; rg += gridDim.x) {
-                float a = 0, b = 0;
-                float2 n = make_float2(0, 0);
-                if (col < cols) {
-                    int i = rg * 16 + row;
-                    float2 old = make_float2(__ldcg(w.x + (int64_t)col * m.kd + i), __ldcg(w.x + (int64_t)col * m.kd + i + 8));
-                    n = make_float2(norm[i], norm[i + 8]);
-                    float2 by = FP8 ? make_float2(scale[i], scale[i + 8]) : make_float2(1, 1);
-#pragma unroll 8
-                    for (int s = 0; s < m.slices; s++) {
-                        const float *from = w.down + (((int64_t)s * m.rg_d + rg) * NC + col) * 16 + row;
-                        a += __ldcg(from);
-                        b += __ldcg(from + 8);
-                    }
-                    a = a * by.x + old.x;
-                    b = b * by.y + old.y;
-                }
-                finish_rows(rg, row, col, a, b, n.x, n.y);
-            }
-    }
-
-    __device__ void head()
-    {
-        unit_range s = share(m.rg_head, blockIdx.x, gridDim.x);
-        const float *scale = FP8 ? m.scale + m.layers * m.layer_rows : nullptr;
-        float best = -INFINITY;
-        int id = 0x7fffffff, row, col;
-        bool here = mine(row, col);
-        load_x(w.h, m.kd / 32, true);
-        for (int u = s.lo; u < s.hi; u++) {
-            unit(m.kd / DK_CHUNK, 0);
-            if (!here || col >= cols)
-                continue;
-            float v[2];
-            sums(row, col, v[0], v[1]);
+            if (warp == 0 && c == 0) {
+                la = lb = 0;
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int i = u * 16 + row + 8 * e;
-                float y = v[e] * rstd[col] * (FP8 ? scale[i] : 1);
-                if (step.keep_logits)
-                    w.logits[(int64_t)col * m.rg_head * 16 + i] = y;
-                if (i < m.vocab && (y > best || (y == best && i < id))) {
-                    best = y;
-                    id = i;
+                for (int k = 0; k < WARPS; k++) {
+                    la += wsum[k * 16 + g];
+                    lb += wsum[k * 16 + g + 8];
                 }
+                if (ra < u.rows)
+                    *(float2 *)(w.ml + u.place(ra) * 2) = make_float2(ma, la);
+                if (rb < u.rows)
+                    *(float2 *)(w.ml + u.place(rb) * 2) = make_float2(mb, lb);
             }
+            __syncthreads(); // wmax and wsum have been read
         }
-        if (!here)
-            return;
-#pragma unroll
-        for (int o = 4; o; o >>= 1) {
-            float y = __shfl_xor_sync(~0u, best, o);
-            int i = __shfl_xor_sync(~0u, id, o);
-            if (y > best || (y == best && i < id)) {
-                best = y;
-                id = i;
-            }
-        }
-        if (row == 0)
-            *(float2 *)(w.best + ((int64_t)blockIdx.x * NC + col) * 2) = make_float2(best, __uint_as_float((uint32_t)id));
     }
-
-    __device__ void run()
-    {
-        mark();
-        embed();
-        grid_sync();
-        mark();
-        for (int l = 0; l < m.layers; l++) { // 10 marks a layer
-            qkv(l);
-            mark();
-            grid_sync();
-            mark();
-            attention(l);
-            mark();
-            grid_sync();
-            mark();
-            out_proj(l);
-            mark();
-            grid_sync();
-            mark();
-            gate_up(l);
-            mark();
-            grid_sync();
-            mark();
-            down(l);
-            mark();
-            grid_sync();
-            mark();
-        }
-        head();
-        mark();
-    }
-};
-
-// What a block keeps in shared memory ahead of the vectors and the ring.
-struct layout {
-    int rstd, wmax, wsum, flag, step, red, xs, ring, slots, total;
-};
-
-__host__ __device__ __forceinline__ layout plan(int nc, int k, int smem)
-{
-    layout a;
-    int red = WARPS * nc * PITCH * 4, p = 2 * 16 * P_PITCH;
-    a.rstd = (2 * MAX_SLOTS * 8 + 127) / 128 * 128;
-    a.wmax = a.rstd + DK_MAX_COLS * 4;
-    a.wsum = a.wmax + WARPS * 16 * 4;
-    a.flag = a.wsum + WARPS * 16 * 4;
-    a.step = a.flag + 32 * 4;
-    a.red = (a.step + (int)sizeof(dk_step) + 127) / 128 * 128;
-    a.xs = a.red + ((red > p ? red : p) + 127) / 128 * 128;
-    a.ring = a.xs + nc * k * 2;
-    a.slots = (smem - a.ring) / SLOT;
-    if (a.slots > MAX_SLOTS)
-        a.slots = MAX_SLOTS;
-    a.total = a.ring + (a.slots > 0 ? a.slots : 0) * SLOT;
-    return a;
+    if (!waited)
+        wait_for_last();
+    mark(w, kernel, 2);
+#endif
 }
 
-template <int NT, bool FP8, int HD>
-__global__ void __launch_bounds__(THREADS, 1) step_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int smem_bytes)
+template <int HD> __host__ __device__ constexpr int wide_pitch() { return HD * 2 + 64; }
+template <int HD> __host__ __device__ constexpr int wide_smem() { return DK_PART * wide_pitch<HD>() + HD * P_PITCH; }
+
+// A block a unit, for many rows: keys and values in shared memory, a warp takes 16 rows at a time.  What it computes is what
+// attend_kernel() computes, in the same order.
+template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS) attend_wide_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int layer,
+                                                                                       int kernel)
 {
 #ifdef HOPPER
+    enum { NB = DK_PART / 32, K_PITCH = wide_pitch<HD>() };
     SHARED_MEMORY(smem);
-    layout a = plan(NT * 8, m.kd > m.kq ? m.kd : m.kq, smem_bytes);
-    ring r;
-    r.full = (uint64_t *)smem;
-    r.empty = r.full + MAX_SLOTS;
-    r.slot = smem + a.ring;
-    r.n = a.slots;
-    r.at = 0;
-    r.phase = 0;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < a.slots; i++) {
-            mbar_init(&r.full[i], 1);
-            mbar_init(&r.empty[i], WARPS);
+    unsigned char *ks = smem, *vs = smem + DK_PART * K_PITCH;
+    const dk_step &step = *w.step;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    int warp = threadIdx.x >> 5;
+    mark(w, kernel, 0);
+    let_next_begin();
+    bool waited = false;
+    for (int no = blockIdx.x; no < step.units; no += gridDim.x) {
+        attention_unit u(m, w, step, no, layer);
+        int g = u.g, c = u.c;
+        for (int pass = 0; pass < 2; pass++) { // what was there before, then the new
+            for (int i = threadIdx.x; i < DK_PART * (HD / 8); i += ATTEND_THREADS) {
+                int key = i / (HD / 8), at = i % (HD / 8) * 8;
+                if ((key < u.old) != pass)
+                    copy16(ks + key * K_PITCH + at * 2, u.kp + key * HD + at, key < u.n ? 16 : 0);
+            }
+            for (int i = threadIdx.x; i < HD * (DK_PART / 8); i += ATTEND_THREADS) {
+                int dim = i / (DK_PART / 8), key = i % (DK_PART / 8) * 8;
+                if ((key + 8 <= u.old) != pass)
+                    copy16(vs + dim * P_PITCH + key * 2, u.vp + dim * DK_PAGE + key, key < u.n ? 16 : 0);
+            }
+            if (!waited) {
+                wait_for_last();
+                mark(w, kernel, 1);
+                waited = true;
+            }
         }
-#ifndef EMULATE
-        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
-#endif
+        copies_close();
+        copies_wait<0>();
+        __syncthreads();
+        for (int base = warp * 16; base < u.rows; base += 64) {
+            int ra = base + g, rb = ra + 8;
+            uint4 q[2][HD / 32], pa[NB], pb[NB];
+#pragma unroll
+            for (int j = 0; j < HD / 32; j++) {
+                q[0][j] = ra < u.rows ? __ldcg((const uint4 *)(u.query(ra) + j * 32 + c * 8)) : zero;
+                q[1][j] = rb < u.rows ? __ldcg((const uint4 *)(u.query(rb) + j * 32 + c * 8)) : zero;
+            }
+            float s[NB][4][4], ma = -INFINITY, mb = -INFINITY, la = 0, lb = 0;
+#pragma unroll
+            for (int b = 0; b < NB; b++) {
+                u.scores<HD>(s[b], b * 32, ra, q,
+                             [&](int t, int j) { return *(const uint4 *)(ks + (b * 32 + u.key_of(t, g)) * K_PITCH + (j * 32 + c * 8) * 2); });
+                largest(s[b], ma, mb);
+            }
+            ma = quad_max(ma);
+            mb = quad_max(mb);
+            float za = ma == -INFINITY ? 0 : ma, zb = mb == -INFINITY ? 0 : mb;
+#pragma unroll
+            for (int b = 0; b < NB; b++) {
+                float a, d;
+                powers(s[b], za, zb, pa[b], pb[b], a, d);
+                la += quad_sum(a);
+                lb += quad_sum(d);
+            }
+#pragma unroll
+            for (int t = 0; t < HD / 8; t++) {
+                float o[4] = {0, 0, 0, 0};
+#pragma unroll
+                for (int j = 0; j < NB; j++) {
+                    uint4 v = *(const uint4 *)(vs + (t * 8 + g) * P_PITCH + (j * 32 + c * 8) * 2);
+                    mma(o, pa[j].x, pb[j].x, pa[j].y, pb[j].y, v.x, v.y);
+                    mma(o, pa[j].z, pb[j].z, pa[j].w, pb[j].w, v.z, v.w);
+                }
+                int dim = t * 8 + 2 * c;
+                if (ra < u.rows)
+                    *(float2 *)(w.part + u.place(ra) * HD + dim) = make_float2(o[0], o[1]);
+                if (rb < u.rows)
+                    *(float2 *)(w.part + u.place(rb) * HD + dim) = make_float2(o[2], o[3]);
+            }
+            if (c == 0) {
+                if (ra < u.rows)
+                    *(float2 *)(w.ml + u.place(ra) * 2) = make_float2(ma, la);
+                if (rb < u.rows)
+                    *(float2 *)(w.ml + u.place(rb) * 2) = make_float2(mb, lb);
+            }
+        }
+        __syncthreads(); // keys and values have been read
     }
-    for (int i = threadIdx.x; i < (int)(sizeof(dk_step) / 4); i += THREADS)
-        ((uint32_t *)(smem + a.step))[i] = ((const uint32_t *)w.step)[i];
-    __syncthreads();
-    if (threadIdx.x >= CONSUMERS) {
-        if (threadIdx.x == CONSUMERS)
-            produce(m, w, *(dk_step *)(smem + a.step), r);
-        return;
-    }
-    consumer<NT, FP8, HD> c(m, w, *(dk_step *)(smem + a.step));
-    c.r = r;
-    c.xs = smem + a.xs;
-    c.red = (float *)(smem + a.red);
-    c.p = smem + a.red;
-    c.rstd = (float *)(smem + a.rstd);
-    c.wmax = (float *)(smem + a.wmax);
-    c.wsum = (float *)(smem + a.wsum);
-    c.flag = (int *)(smem + a.flag);
-    c.barriers = 0;
-    c.marks = 0;
-    c.starved = 0;
-    c.tid = threadIdx.x;
-    c.warp = threadIdx.x >> 5;
-    c.lane = threadIdx.x & 31;
-    c.cols = c.step.cols;
-    c.run();
+    if (!waited)
+        wait_for_last();
+    mark(w, kernel, 2);
 #endif
 }
 
-// ---- packing ----
-
-__device__ __forceinline__ float element(const uint16_t *s0, const uint16_t *s1, int64_t ld, int row, const int32_t *cols, int k)
+// A block a (head, column).
+template <int NC> __global__ void __launch_bounds__(SUM_UP_THREADS) sum_up_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int kernel)
 {
-    int col = cols ? cols[k] : k < ld ? k : -1;
-    return row < 0 || col < 0 ? 0 : bf16_to_float((row & 1 ? s1 : s0)[(int64_t)(row >> 1) * ld + col]);
+    mark(w, kernel, 0);
+    let_next_begin();
+    const dk_step &step = *w.step;
+    int head = blockIdx.x, col = blockIdx.y, dim = threadIdx.x;
+    wait_for_last();
+    mark(w, kernel, 1);
+    if (col < step.cols && dim < m.head_dim)
+        put<NC>(w.ao, head * m.head_dim + dim, col, add_parts(m, w, col, head, dim, step.max_pages * DK_PARTS, step.seq[step.seq_of[col]].parts));
+    mark(w, kernel, 2);
 }
+
+// ---- out and down ----
+
+// The residual stream's products: out and down.  A block takes a tile, its warps the slices; x comes with the weights, or
+// (PARTS) is added up from attention's parts.
+template <int NC, bool FP8, int K, bool PARTS> __global__ void __maxnreg__(depth<NC>::warps == 32 ? SUMS_REGISTERS : 96)
+    sums_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const __grid_constant__ product p)
+{
+#ifdef HOPPER
+    enum { NT = NC < 8 ? 1 : NC / 8, D = depth<NC>::sums, W = depth<NC>::warps, J = FP8 ? 2 : 1, SLOT = sum_slot<NC, FP8>(), PITCH = 16 };
+    SHARED_MEMORY(smem);
+    mark(w, p.mark, 0);
+    int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8), tile = blockIdx.x;
+    float *red = (float *)smem; // [slices][NC][16]; the ring's place, or behind it
+    unsigned char *ring = smem + ((int)W < (int)SUM_SLICES ? SUM_SLICES * NC * PITCH * 4 : 0) + warp * D * SLOT;
+    const tiles_of_block tiles = {1, p.tiles, nullptr};
+    feed<K, FP8, SUM_SLICES, W> f(m, p, tiles);
+    for (int i = 0; i < D && f.more(); i++) {
+        f.copy(ring + i * SLOT);
+        f.next();
+    }
+    let_next_begin();
+    const dk_step &step = *w.step;
+    int cols = step.cols, max_parts = step.max_pages * DK_PARTS;
+    wait_for_last();
+    mark(w, p.mark, 1);
+    // chunk c of the vectors to a slot
+    auto vectors = [&](unsigned char *slot, int c) {
+        if (PARTS) {
+#pragma unroll
+            for (int j = 0; j < J; j++) {
+                int k = (c * J + j) * 32 + lane, head = k / m.head_dim;
+                for (int i = 0; i < cols; i++)
+                    ((uint16_t *)(slot + 1024))[(j * NC + i) * 32 + lane] =
+                        k < p.k ? to_bf16(add_parts(m, w, i, head, k % m.head_dim, max_parts, step.seq[step.seq_of[i]].parts)) : (uint16_t)0;
+            }
+        } else {
+            const unsigned char *x = (const unsigned char *)p.x + (int64_t)c * (J * NC * 64);
+#pragma unroll
+            for (int i = 0; i < (J * NC * 4 + 31) / 32; i++)
+                if (J * NC * 4 >= 32 || lane < J * NC * 4)
+                    copy16(slot + 1024 + (i * 32 + lane) * 16, x + (i * 32 + lane) * 16, 16);
+        }
+    };
+    // what its slices' chunks are, once more, for the vectors and for the sums
+    feed<K, FP8, SUM_SLICES, W> v(m, p, tiles);
+    for (int i = 0; i < D && v.more(); i++) {
+        vectors(ring + i * SLOT, v.at);
+        v.next();
+    }
+    copies_close();
+    copies_wait<0>();
+    int at = 0;
+#pragma unroll
+    for (int s = 0; s < (int)SUM_SLICES / (int)W; s++) {
+        int slice = warp + s * W, n = chunks * (slice + 1) / SUM_SLICES - chunks * slice / SUM_SLICES;
+        float acc[NT][4];
+#pragma unroll
+        for (int t = 0; t < NT; t++)
+            acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
+        for (int i = 0; i < n; i++) {
+            unsigned char *slot = ring + at * SLOT;
+            copies_wait<D - 1>();
+            if (PARTS || NC == 1)
+                __syncwarp(); // other lanes' part of the vectors
+            multiply<NT, FP8>(acc, slot, [&](int j, int t) { return vector_part<NC>(slot + 1024 + j * NC * 64, t); });
+            if (PARTS || NC == 1)
+                __syncwarp();
+            if (f.more()) {
+                f.copy(slot);
+                vectors(slot, f.at);
+                f.next();
+            }
+            copies_close();
+            at = at + 1 == D ? 0 : at + 1;
+        }
+        if ((int)W == (int)SUM_SLICES) {
+            copies_wait<0>();
+            __syncthreads();
+        }
+        put_sums<NC>(red + slice * NC * PITCH, PITCH, acc);
+    }
+    int row, col, i, kd = padded(m.d);
+    bool some = mine<NC>(row, col), here = some && col < cols;
+    float2 norm = make_float2(0, 0), old = norm, by = make_float2(1, 1);
+    i = tile * 16 + row;
+    if (here) {
+        norm = make_float2(weight_of(p.add[0], i, m.d), weight_of(p.add[0], i + 8, m.d));
+        old = make_float2(__ldcg(w.x + (int64_t)col * kd + i), __ldcg(w.x + (int64_t)col * kd + i + 8));
+        if (FP8)
+            by = make_float2(p.scale[i], p.scale[i + 8]);
+    }
+    __syncthreads();
+    if (some) {
+        float a = 0, b = 0;
+        if (here)
+#pragma unroll 8
+            for (int s = 0; s < SUM_SLICES; s++) {
+                a += red[(s * NC + col) * PITCH + row];
+                b += red[(s * NC + col) * PITCH + row + 8];
+            }
+        finish_rows<NC>(m, w, tile, row, col, here, a * by.x + old.x, b * by.y + old.y, norm.x, norm.y);
+    }
+    mark(w, p.mark, 2);
+#endif
+}
+
+// ---- packing, filling ----
 
 // The nearest e4m3 (ties to even), saturating; v / scale is within 448.
 __device__ __forceinline__ uint8_t to_e4m3(float v)
@@ -1035,43 +1115,40 @@ __global__ void round_kernel(uint16_t *w, int64_t cols)
         w[i] = to_bf16(from_e4m3(to_e4m3(bf16_to_float(w[i]) / s)) * s);
 }
 
-// A block a row group.
-__global__ void pack_kernel(void *dst, float *scale, int fp8, const uint16_t *s0, const uint16_t *s1, int64_t ld, const int32_t *rows,
-                            const int32_t *cols, int k)
+// A block a tile: the 64 columns that a row of a chunk has lie so that a lane's 16 bytes are eight columns of the first 32 and the
+// same eight of the others, each four of them in the order in which widen() takes them.
+template <int K> __global__ void pack_kernel(const __grid_constant__ dk_model m, const __grid_constant__ product p, uint8_t *dst, float *scale)
 {
     SHARED_MEMORY(smem);
-    float *top = (float *)smem; // [16][16], then [16] scales
-    int rg = blockIdx.x, row = threadIdx.x & 15, at = threadIdx.x >> 4, from = rows[rg * 16 + row];
-    if (fp8) {
-        float v = 0;
-        for (int i = at; i < k; i += 16)
-            v = fmaxf(v, fabsf(element(s0, s1, ld, from, cols, i)));
-        top[row * 16 + at] = v;
-        __syncthreads();
-        if (at == 0) {
-            for (int i = 1; i < 16; i++)
-                v = fmaxf(v, top[row * 16 + i]);
-            scale[rg * 16 + row] = power_above(v / 448);
-            top[256 + row] = 1 / power_above(v / 448);
-        }
-        __syncthreads();
+    float *top = (float *)smem; // [16][16], then [16] of 1 / scale
+    int tile = blockIdx.x, row = threadIdx.x & 15, at = threadIdx.x >> 4, chunks = chunks_of(p, true);
+    const uint16_t *a, *b, *from;
+    tile_rows<K>(m, p.w, p.k, tile, row & 7, a, b);
+    from = row < 8 ? a : b;
+    float v = 0;
+    for (int i = at; from && i < p.k; i += 16)
+        v = fmaxf(v, fabsf(bf16_to_float(from[i])));
+    top[row * 16 + at] = v;
+    __syncthreads();
+    if (at == 0) {
+        for (int i = 1; i < 16; i++)
+            v = fmaxf(v, top[row * 16 + i]);
+        scale[tile * 16 + row] = power_above(v / 448);
+        top[256 + row] = 1 / power_above(v / 448);
     }
-    int64_t base = (int64_t)rg * 16 * k;
-    for (int i = threadIdx.x; i < 16 * k; i += blockDim.x) {
-        int tile = i >> 9, r = i >> 5 & 15, c = tile * 32 + (i & 31);
-        float v = element(s0, s1, ld, rows[rg * 16 + r], cols, c);
-        if (fp8)
-            ((uint8_t *)dst)[base + i] = to_e4m3(v * top[256 + r]);
-        else
-            ((uint16_t *)dst)[base + i] = to_bf16(v);
+    __syncthreads();
+    static const uint8_t order[4] = {2, 0, 3, 1}; // the value that a byte of four holds
+    for (int i = at; i < chunks * 64; i += 16) {
+        int in = i & 15, col = i / 64 * 64 + (i & 63) / 16 * 8 + (in >> 3) * 32 + (in & 4) + order[in & 3];
+        float y = from && col < p.k ? bf16_to_float(from[col]) : 0;
+        dst[((int64_t)tile * chunks + i / 64) * 1024 + row * 64 + (i & 63)] = to_e4m3(y * top[256 + row]);
     }
 }
 
 // A block a (token of 64, kv head): keys row by row, values transposed.
-__global__ void fill_kernel(dk_model m, int layer, const uint16_t *k, const uint16_t *v, int64_t stride, int head_dim, int n,
-                            const int32_t *pages)
+__global__ void fill_kernel(dk_model m, int layer, const uint16_t *k, const uint16_t *v, int64_t stride, int n, const int32_t *pages)
 {
-    int kv = blockIdx.y, pos = blockIdx.x * 64 + (threadIdx.x & 63);
+    int head_dim = m.head_dim, kv = blockIdx.y, pos = blockIdx.x * 64 + (threadIdx.x & 63);
     if (pos >= n)
         return;
     uint16_t *kp = (uint16_t *)m.pool + (int64_t)pages[pos / DK_PAGE] * m.page_elems + layer * m.layer_elems +
@@ -1086,6 +1163,8 @@ __global__ void fill_kernel(dk_model m, int layer, const uint16_t *k, const uint
 }
 
 // ---- choosing tokens ----
+
+__device__ __forceinline__ int padded16(int n) { return (n + 15) / 16 * 16; }
 
 enum { SAMPLE_THREADS = 1024, BINS = 2048 };
 
@@ -1142,7 +1221,7 @@ __global__ void __launch_bounds__(SAMPLE_THREADS) sample_kernel(dk_model m, dk_w
     int *cut = (int *)(count + BINS);
     int col = blockIdx.x, tid = threadIdx.x;
     const dk_sampling s = all[col];
-    const float *logits = w.logits + (int64_t)col * m.rg_head * 16;
+    const float *logits = w.logits + (int64_t)col * padded16(m.rows);
     const uint32_t *bits = s.masked ? mask + (int64_t)col * mask_words : nullptr;
     float best = -INFINITY;
     int id = 0x7fffffff;
@@ -1237,34 +1316,176 @@ __global__ void __launch_bounds__(SAMPLE_THREADS) sample_kernel(dk_model m, dk_w
 
 enum { SAMPLE_SMEM = 256 + BINS * 12 + 16 };
 
-template <int NT, bool FP8, int HD> int launch_step(void *stream, const dk_model *m, const dk_work *w, int grid, int smem)
-{
-    layout a = plan(NT * 8, m->kd > m->kq ? m->kd : m->kq, smem);
+// ---- the chain of kernels ----
+
 #ifdef EMULATE
-    (void)stream;
-    return emulate(grid, 1, THREADS, a.total, [=] { step_kernel<NT, FP8, HD>(*m, *w, smem); });
+struct recorder {
+    int launches;
+};
 #else
-    auto *f = step_kernel<NT, FP8, HD>;
-    static bool ready;
-    cudaError_t rc;
-    if (!ready && (rc = cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, smem)) != cudaSuccess)
-        return rc;
-    ready = true;
-    void *args[] = {(void *)m, (void *)w, &smem};
-    return cudaLaunchCooperativeKernel((void *)f, dim3(grid), dim3(THREADS), args, a.total, (cudaStream_t)stream);
+struct recorder {
+    cudaStream_t stream;
+    int launches;
+};
+#endif
+
+// One kernel after the other; all but the first may begin before the one before has ended.
+template <class... P, class... A> int launch(recorder &r, void (*f)(P...), int gx, int gy, int threads, int smem, A... a)
+{
+#ifdef EMULATE
+    r.launches++;
+    return emulate((unsigned)gx, (unsigned)gy, (unsigned)threads, (size_t)smem, [=] { f(a...); });
+#else
+    cudaLaunchConfig_t c = {};
+    cudaLaunchAttribute early;
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    c.gridDim = dim3(gx, gy);
+    c.blockDim = dim3(threads);
+    c.dynamicSmemBytes = smem;
+    c.stream = r.stream;
+    c.attrs = &early;
+    c.numAttrs = r.launches++ ? 1 : 0;
+    cudaError_t rc = smem > 48 << 10 ? cudaFuncSetAttribute((const void *)f, cudaFuncAttributeMaxDynamicSharedMemorySize, smem) : cudaSuccess;
+#if CARVE
+    if (rc == cudaSuccess) // else a multiprocessor splits its memory as the kernel that it runs wants it, and none begins beside it
+        rc = cudaFuncSetAttribute((const void *)f, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+#endif
+    return rc == cudaSuccess ? cudaLaunchKernelEx(&c, f, (P)a...) : rc;
 #endif
 }
 
-template <int NT> int launch_nt(void *stream, const dk_model *m, const dk_work *w, int grid, int smem)
+// More than half of a multiprocessor's 227 KB, so that no two of a kernel's blocks share one.
+enum { MOST = 116 << 10 };
+
+template <int NC, bool FP8> constexpr int rows_smem_least() { return ROW_SLICES * depth<NC>::rows * 1024 + 2 * ROW_SLICES * NC * RED_PITCH * 4 + 128 + 4 * tiles_of_block::QUEUE; }
+
+template <int NC, bool FP8> int rows_smem(int k)
 {
-#ifdef TRIAL // only what is timed
-    return launch_step<NT, false, 128>(stream, m, w, grid, smem);
-#else
-    if (m->hd == 128)
-        return m->fp8 ? launch_step<NT, true, 128>(stream, m, w, grid, smem) : launch_step<NT, false, 128>(stream, m, w, grid, smem);
-    return m->fp8 ? launch_step<NT, true, 64>(stream, m, w, grid, smem) : launch_step<NT, false, 64>(stream, m, w, grid, smem);
-#endif
+    int n = rows_smem_least<NC, FP8>() + (depth<NC>::in_registers ? 0 : (k + 63) / 64 * 64 * NC * 2);
+    return n > MOST ? n : MOST;
 }
+
+template <int NC, bool FP8> constexpr int sums_smem()
+{
+    int ring = depth<NC>::warps * depth<NC>::sums * sum_slot<NC, FP8>(), red = SUM_SLICES * NC * 16 * 4;
+    return depth<NC>::warps < SUM_SLICES ? ring + red : ring > red ? ring : red;
+}
+
+template <int NC, bool FP8, int K> int launch_rows(recorder &r, const dk_model &m, const dk_work &w, int sms, const product &p)
+{
+    return launch(r, rows_kernel<NC, FP8, K>, p.tiles < sms ? p.tiles : sms, 1, ROW_THREADS, rows_smem<NC, FP8>(p.k), m, w, p);
+}
+
+template <int NC, bool FP8, int K, bool PARTS> int launch_sums(recorder &r, const dk_model &m, const dk_work &w, const product &p)
+{
+    return launch(r, sums_kernel<NC, FP8, K, PARTS>, p.tiles, 1, depth<NC>::warps * 32, sums_smem<NC, FP8>(), m, w, p);
+}
+
+int tiles_of(const dk_model &m, int kind)
+{
+    int rows = kind == DK_QKV ? (m.heads + 2 * m.kv_heads) * m.hd : kind == DK_GATE_UP ? (m.ff + 7) / 8 * 16 : kind == DK_HEAD ? m.rows : m.d;
+    return (rows + 15) / 16;
+}
+
+int columns_of(const dk_model &m, int kind)
+{
+    return kind == DK_OUT ? m.heads * m.head_dim : kind == DK_DOWN ? m.ff : m.d;
+}
+
+product product_of(const dk_model &m, const dk_work &w, int kind, int layer, int kernel)
+{
+    product p = {};
+    const dk_layer *l = kind == DK_HEAD ? nullptr : &m.layer[layer];
+    p.k = columns_of(m, kind);
+    p.tiles = tiles_of(m, kind);
+    p.layer = layer;
+    p.mark = kernel;
+    p.scale = !m.fp8 ? nullptr : l ? l->scale[kind] : m.head_scale;
+    p.x = kind == DK_OUT ? w.ao : kind == DK_DOWN ? w.act : w.h;
+    switch (kind) {
+    case DK_QKV:
+        for (int i = 0; i < 3; i++) {
+            p.w[i] = l->qkv[i];
+            p.add[i] = l->bias[i];
+        }
+        break;
+    case DK_OUT:
+        p.w[0] = l->out;
+        p.add[0] = l->norm2;
+        break;
+    case DK_GATE_UP:
+        p.w[0] = l->gate_up[0];
+        p.w[1] = l->gate_up[1];
+        break;
+    case DK_DOWN:
+        p.w[0] = l->down;
+        p.add[0] = layer + 1 < m.layers ? m.layer[layer + 1].norm1 : m.norm;
+        break;
+    default:
+        p.w[0] = m.head;
+    }
+    return p;
+}
+
+int kernels_of(const dk_model &m, int way) { return 2 + m.layers * (way == DK_WAY_FEW ? 5 : 6); }
+
+template <int NC, bool FP8, int HD> int run_chain(recorder &r, const dk_model &m, const dk_work &w, int way, int sms)
+{
+    int n = 0, rc = launch(r, embed_kernel<NC>, tiles_of(m, DK_OUT), 1, 256, 0, m, w, m.layer[0].norm1, kernels_of(m, way));
+    for (int l = 0; l < m.layers && !rc; l++) {
+        rc = launch_rows<NC, FP8, DK_QKV>(r, m, w, sms, product_of(m, w, DK_QKV, l, ++n));
+        n++;
+        if (!rc && way == DK_WAY_WIDE)
+            rc = launch(r, attend_wide_kernel<HD>, 2 * sms, 1, ATTEND_THREADS, wide_smem<HD>(), m, w, l, n);
+        else if (!rc)
+            rc = launch(r, attend_kernel<HD>, way == DK_WAY_FEW ? DK_FEW * m.kv_heads : 3 * sms, 1, ATTEND_THREADS, 2 * 4 * 16 * 4 + 16 * P_PITCH, m, w, l, n);
+        if (!rc && way != DK_WAY_FEW)
+            rc = launch(r, sum_up_kernel<NC>, m.heads, NC, SUM_UP_THREADS, 0, m, w, ++n);
+        n++;
+        if (!rc)
+            rc = way == DK_WAY_FEW ? launch_sums<NC, FP8, DK_OUT, true>(r, m, w, product_of(m, w, DK_OUT, l, n))
+                                   : launch_sums<NC, FP8, DK_OUT, false>(r, m, w, product_of(m, w, DK_OUT, l, n));
+        if (!rc)
+            rc = launch_rows<NC, FP8, DK_GATE_UP>(r, m, w, sms, product_of(m, w, DK_GATE_UP, l, ++n));
+        if (!rc)
+            rc = launch_sums<NC, FP8, DK_DOWN, false>(r, m, w, product_of(m, w, DK_DOWN, l, ++n));
+    }
+    return rc ? rc : launch_rows<NC, FP8, DK_HEAD>(r, m, w, sms, product_of(m, w, DK_HEAD, 0, ++n));
+}
+
+template <int NC> int run_chain(recorder &r, const dk_model &m, const dk_work &w, int way, int sms)
+{
+    if (m.hd == 128)
+        return m.fp8 ? run_chain<NC, true, 128>(r, m, w, way, sms) : run_chain<NC, false, 128>(r, m, w, way, sms);
+    return m.fp8 ? run_chain<NC, true, 64>(r, m, w, way, sms) : run_chain<NC, false, 64>(r, m, w, way, sms);
+}
+
+int run_chain(recorder &r, const dk_model &m, const dk_work &w, int nc, int way, int sms)
+{
+    switch (nc) {
+    case 1: return run_chain<1>(r, m, w, way, sms);
+    case 8: return run_chain<8>(r, m, w, way, sms);
+    case 16: return run_chain<16>(r, m, w, way, sms);
+    default: return run_chain<32>(r, m, w, way, sms);
+    }
+}
+
+template <int NC> bool fits(const dk_model &m, int smem)
+{
+    int rows = m.fp8 ? rows_smem<NC, true>(m.d) : rows_smem<NC, false>(m.d), sums = m.fp8 ? sums_smem<NC, true>() : sums_smem<NC, false>();
+    return rows <= smem && sums <= smem && (!depth<NC>::in_registers || m.d <= ROW_SLICES * HELD * 32);
+}
+
+struct plan {
+    dk_model m;
+    dk_work w;
+    int nc, way, sms;
+#ifndef EMULATE
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+#endif
+};
 
 } // namespace
 
@@ -1280,33 +1501,102 @@ template <int NT> int launch_nt(void *stream, const dk_model *m, const dk_work *
 
 extern "C" {
 
-int k_decode_max_cols(int k, int smem)
+int k_decode_max_cols(const struct dk_model *m, int smem)
 {
-    for (int nc = DK_MAX_COLS; nc >= 8; nc /= 2)
-        if (plan(nc, k, smem).slots >= 4)
-            return nc;
-    return 0;
+    return !fits<1>(*m, smem) || !fits<8>(*m, smem) ? 0 : !fits<16>(*m, smem) ? 8 : !fits<32>(*m, smem) ? 16 : 32;
 }
 
-int k_decode_step(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int smem)
+int64_t k_decode_rows(const struct dk_model *m, enum dk_kind kind) { return (int64_t)tiles_of(*m, kind) * 16; }
+
+int64_t k_decode_bytes(const struct dk_model *m, enum dk_kind kind)
 {
-    switch (nc) {
-    case 8: return launch_nt<1>(stream, m, w, grid, smem);
-#ifdef TRIAL
-    default: return 1;
-#else
-    case 16: return launch_nt<2>(stream, m, w, grid, smem);
-    default: return launch_nt<4>(stream, m, w, grid, smem);
-#endif
+    return (int64_t)tiles_of(*m, kind) * ((columns_of(*m, kind) + 63) / 64) * 1024;
+}
+
+int k_decode_kernels(const struct dk_model *m, enum dk_way way, int *kinds)
+{
+    int n = 0;
+    kinds[n++] = -1;
+    for (int l = 0; l < m->layers; l++) {
+        kinds[n++] = DK_QKV;
+        kinds[n++] = -2;
+        if (way != DK_WAY_FEW)
+            kinds[n++] = -3;
+        kinds[n++] = DK_OUT;
+        kinds[n++] = DK_GATE_UP;
+        kinds[n++] = DK_DOWN;
     }
+    kinds[n++] = DK_HEAD;
+    return n;
 }
 
-int k_decode_pack(void *stream, void *dst, float *scale, int fp8, const void *src0, const void *src1, int64_t ld, const int32_t *rows,
-                  const int32_t *cols, int n_rg, int k)
+int k_decode_plan(const struct dk_model *m, const struct dk_work *w, int nc, enum dk_way way, int sms, int smem, void **out)
 {
-    if (n_rg < 1)
-        return 0;
-    LAUNCH(pack_kernel, n_rg, 1, 256, 272 * 4, stream, dst, scale, fp8, (const uint16_t *)src0, (const uint16_t *)src1, ld, rows, cols, k);
+    struct plan *p = (struct plan *)calloc(1, sizeof *p);
+    (void)smem;
+    if (!p)
+        return 2;
+    *p = {*m, *w, nc, way, sms};
+    *out = p;
+#ifdef EMULATE
+    return 0;
+#else
+    recorder r = {};
+    cudaError_t rc = cudaStreamCreateWithFlags(&r.stream, cudaStreamNonBlocking), end;
+    if (rc == cudaSuccess && (rc = cudaStreamBeginCapture(r.stream, cudaStreamCaptureModeThreadLocal)) == cudaSuccess) {
+        rc = (cudaError_t)run_chain(r, *m, *w, nc, way, sms);
+        end = cudaStreamEndCapture(r.stream, &p->graph);
+        rc = rc == cudaSuccess ? end : rc;
+    }
+    if (rc == cudaSuccess)
+        rc = cudaGraphInstantiate(&p->exec, p->graph, 0);
+    if (r.stream)
+        cudaStreamDestroy(r.stream);
+    return rc;
+#endif
+}
+
+int k_decode_step(void *stream, void *plan)
+{
+    struct plan *p = (struct plan *)plan;
+#ifdef EMULATE
+    recorder r = {};
+    (void)stream;
+    return run_chain(r, p->m, p->w, p->nc, p->way, p->sms);
+#else
+    return cudaGraphLaunch(p->exec, (cudaStream_t)stream);
+#endif
+}
+
+int k_decode_plan_free(void *plan)
+{
+    int rc = 0;
+#ifndef EMULATE
+    struct plan *p = (struct plan *)plan;
+    if (p && p->exec)
+        rc = cudaGraphExecDestroy(p->exec);
+    if (p && p->graph)
+        rc = cudaGraphDestroy(p->graph);
+#endif
+    free(plan);
+    return rc;
+}
+
+int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, void *dst, float *scale)
+{
+    product p = {};
+    p.k = columns_of(*m, kind);
+    p.tiles = tiles_of(*m, kind);
+    for (int i = 0; i < (kind == DK_QKV ? 3 : kind == DK_GATE_UP ? 2 : 1); i++)
+        p.w[i] = w[i];
+    dk_model c = *m;
+    uint8_t *to = (uint8_t *)dst;
+    switch (kind) {
+    case DK_QKV: LAUNCH(pack_kernel<DK_QKV>, p.tiles, 1, 256, 272 * 4, stream, c, p, to, scale);
+    case DK_GATE_UP: LAUNCH(pack_kernel<DK_GATE_UP>, p.tiles, 1, 256, 272 * 4, stream, c, p, to, scale);
+    case DK_HEAD: LAUNCH(pack_kernel<DK_HEAD>, p.tiles, 1, 256, 272 * 4, stream, c, p, to, scale);
+    default: LAUNCH(pack_kernel<DK_OUT>, p.tiles, 1, 256, 272 * 4, stream, c, p, to, scale); // out and down: rows of d
+    }
 }
 
 int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols)
@@ -1314,18 +1604,17 @@ int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols)
     LAUNCH(round_kernel, (unsigned)rows, 1, 256, 1024, stream, (uint16_t *)w, cols);
 }
 
-int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int head_dim, int n,
-                  const int32_t *pages)
+int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int n, const int32_t *pages)
 {
     if (n < 1)
         return 0;
-    LAUNCH(fill_kernel, (n + 63) / 64, m->kv_heads, 256, 0, stream, *m, layer, (const uint16_t *)k, (const uint16_t *)v, stride, head_dim,
-           n, pages);
+    LAUNCH(fill_kernel, (n + 63) / 64, m->kv_heads, 256, 0, stream, *m, layer, (const uint16_t *)k, (const uint16_t *)v, stride, n, pages);
 }
 
-int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int cols, const struct dk_sampling *s,
+int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int sms, int cols, const struct dk_sampling *s,
                     const uint32_t *mask, int mask_words, int32_t *out)
 {
+    int tiles = tiles_of(*m, DK_HEAD), grid = tiles < sms ? tiles : sms;
     LAUNCH(sample_kernel, cols, 1, SAMPLE_THREADS, SAMPLE_SMEM, stream, *m, *w, nc, grid, s, mask, mask_words, out);
 }
 
@@ -1349,7 +1638,6 @@ int k_decode_device(int *sms, int *smem, int *capability)
 int k_host_alloc(size_t n, void **out) { return cudaHostAlloc(out, n, cudaHostAllocDefault); }
 int k_host_free(void *p) { return cudaFreeHost(p); }
 int k_copy(void *stream, void *dst, const void *src, size_t n) { return cudaMemcpyAsync(dst, src, n, cudaMemcpyDefault, (cudaStream_t)stream); }
-int k_zero(void *stream, void *dst, size_t n) { return cudaMemsetAsync(dst, 0, n, (cudaStream_t)stream); }
 int k_wait(void *stream) { return cudaStreamSynchronize((cudaStream_t)stream); }
 #else
 int k_decode_device(int *sms, int *smem, int *capability)
@@ -1362,7 +1650,6 @@ int k_decode_device(int *sms, int *smem, int *capability)
 int k_host_alloc(size_t n, void **out) { return (*out = calloc(1, n)) ? 0 : 2; }
 int k_host_free(void *p) { free(p); return 0; }
 int k_copy(void *, void *dst, const void *src, size_t n) { memcpy(dst, src, n); return 0; }
-int k_zero(void *, void *dst, size_t n) { memset(dst, 0, n); return 0; }
 int k_wait(void *) { return 0; }
 #endif
 

@@ -1,14 +1,12 @@
-/* decode.h: a whole decoding step as one kernel (decode.cu), its data and its launchers.
+/* decode.h: a decoding step of a whole transformer (decode.cu), its data and its launchers.
  *
- * Everything that a step reads and writes is in the order in which the tensor cores want it:
- *
- * Weights of a product y = W x lie in tiles of 16 rows by 32 columns, row-major, 1 KB in bfloat16, the tiles of a
- * row group (16 rows) one after the other.  Columns are padded with zeros to a multiple of 256, a chunk: 8 warps
- * take a tile of it each.  Row groups hold what has to meet in one thread:
- *   q, k: 8 dimensions of a head's first half and the 8 of its second that RoPE rotates with them
- *   v, o, down, head: 16 rows in a row
+ * Weights in bfloat16 are read where the model has them, row-major.  In e4m3 they are a copy, in tiles of 16 rows by 64 columns,
+ * 1 KB each, in the order in which the lanes of a warp want them; a scale (a power of two) a row.  A tile's 16 rows are those that
+ * have to meet in one thread:
+ *   qkv: 8 dimensions of a head's first half and the 8 of its second that RoPE rotates with them; values: 16 rows in a row
  *   gate-up: 8 rows of the gate and the 8 rows of the up projection that they are multiplied with
- * Vectors x of n columns (tokens) lie as [k / 32][nc][32], nc = 8, 16 or 32 the columns' padded number.
+ *   out, down, head: 16 rows in a row
+ * Vectors x of n columns (tokens) lie as [k / 32][nc][32], nc = 1, 8, 16 or 32 the columns' padded number.
  * Keys and values lie in pages of 256 tokens: [page][layer][kv head]{ K [256][hd], V^T [hd][256] }.
  *
  * A C header: used by model/engine_cuda.c, kernels/decode.cu and the tests.
@@ -23,23 +21,27 @@
 extern "C" {
 #endif
 
-enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_CHUNK = 256, DK_MAX_COLS = 32, DK_MARKS = 1024 };
+enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_MAX_COLS = 32, DK_FEW = 32, DK_MARKS = 6 };
+/* The products of a layer, and the head. */
+enum dk_kind { DK_QKV, DK_OUT, DK_GATE_UP, DK_DOWN, DK_HEAD };
+
+/* All on the device, bfloat16 but for the scales.  fp8: w[0] of a product is its copy. */
+struct dk_layer {
+    const void *qkv[3], *bias[3];          /* bias: of q, k and v, or NULL */
+    const void *out, *gate_up[2], *down;
+    const void *norm1, *norm2;
+    const float *scale[DK_HEAD];           /* fp8: of the rows of each product's tiles */
+};
 
 struct dk_model {
-    int32_t layers, heads, kv_heads, hd;   /* hd: 64 or 128, the heads' padded size */
-    int32_t d, vocab;                      /* true sizes; vocab: ids that may be chosen */
-    int32_t kd, kq, kf;                    /* d, heads * hd and d_ff, padded to whole chunks */
-    int32_t rg_qkv, rg_d, rg_gu, rg_head;  /* row groups: q, k, v; o and down; gate and up; head */
-    int32_t slices;                        /* down's columns are cut so that a slice fits beside the ring */
+    int32_t layers, heads, kv_heads, head_dim;
+    int32_t hd;                            /* 64 or 128: head_dim padded, for q, keys, values; 64 and more are padded in halves */
+    int32_t d, ff, rows, vocab;            /* rows: of the head; vocab: ids that may be chosen */
     int32_t fp8;
     float eps, qk_scale;                   /* 1 / sqrt(head_dim) */
-    const void *w;                         /* layers * layer_bytes, then the head */
-    int64_t layer_bytes, off_o, off_gu, off_down;
-    const float *scale;                    /* fp8: of each packed row, in the order of w; else NULL */
-    int64_t layer_rows, row_o, row_gu, row_down;
-    const float *bias;                     /* [layers][rg_qkv * 16] in packed order, or NULL */
-    const float *norm;                     /* [2 layers + 1][kd] */
-    const void *embed;                     /* [vocab][d] bfloat16 */
+    const struct dk_layer *layer;          /* [layers], on the host */
+    const void *norm, *embed, *head;
+    const float *head_scale;
     const float *rope;                     /* [positions][hd / 2]{ cos, sin } */
     void *pool;                            /* pages */
     int64_t page_elems, layer_elems;       /* of a page; of a layer in it */
@@ -53,48 +55,56 @@ struct dk_seq {
     int32_t unit;                          /* attention units of the sequences before it: sum of parts * kv_heads */
 };
 struct dk_step {
-    uint32_t barrier;                      /* 0 */
     int32_t cols, seqs, units;
     int32_t max_pages;                     /* row length of pages[] */
     int32_t keep_logits;
-    int32_t few_parts;                     /* parts of attention are added up by everybody who wants the sum */
     int32_t token[DK_MAX_COLS], pos[DK_MAX_COLS], seq_of[DK_MAX_COLS];
     struct dk_seq seq[DK_MAX_COLS];
     int32_t pages[];                       /* [seqs][max_pages] */
 };
 
-/* Scratch, all on the device. */
+/* Scratch, all on the device.  kd, kq, kf: d, heads * head_dim and ff, padded to 64; zeros to begin with. */
 struct dk_work {
     struct dk_step *step;
     float *x;                              /* [cols][kd] the residual stream */
     void *h, *ao, *act;                    /* [kd | kq | kf] / 32, nc, 32 bfloat16 */
-    float *sumsq;                          /* [rg_d][nc] */
+    float *sumsq;                          /* [d / 16][nc] */
     void *q;                               /* [cols][heads][hd] bfloat16 */
     float *part, *ml;                      /* [cols][heads][max_pages * DK_PARTS][hd], {m, l} */
-    float *down;                           /* [slices][rg_d][nc][16] */
-    uint32_t *count_attn;                  /* zeros: [seqs][kv_heads] */
-    float *logits;                         /* [cols][rg_head * 16] */
+    float *logits;                         /* [cols][rows to 16] */
     float *best;                           /* [grid][nc]{ value, id } */
-    uint64_t *trace;                       /* NULL, or [grid][DK_MARKS][2]: clock and clocks spent waiting for weights */
+    uint32_t *taken;                       /* [kernels of a plan] tiles of a product that were given out */
+    uint64_t *trace;                       /* NULL, or [kernels of a plan][DK_MARKS]: nanoseconds at which the first and the last block
+                                            * began, went on after the wait for the kernel before, and ended */
 };
+
+/* How attention goes: parts added up by whoever wants the sum (at most DK_FEW parts, over the columns), by a kernel of their own,
+ * and with keys and values shared by the many columns of a sequence. */
+enum dk_way { DK_WAY_FEW, DK_WAY_MANY, DK_WAY_WIDE, DK_WAYS };
 
 /* Every launcher returns a cudaError_t; stream is a cudaStream_t. */
 /* Multiprocessors, shared memory a block may have, compute capability (major * 10 + minor) of the present device. */
 int k_decode_device(int *sms, int *smem, int *capability);
-/* Columns that a step can take with k columns to stage (the larger of kd and kq): 32, 16, 8 or 0. */
-int k_decode_max_cols(int k, int smem);
+/* Columns that a step of the model can take: 32, 16, 8 or 0. */
+int k_decode_max_cols(const struct dk_model *m, int smem);
 
-/* Packs n_rg row groups of k columns from src[0] and src[1], bfloat16 row-major of ld columns.  rows[16 n_rg]: -1
- * (zeros) or row * 2 + which; cols[k]: -1 or the column, NULL: column i while i < ld. */
-int k_decode_pack(void *stream, void *dst, float *scale, int fp8, const void *src0, const void *src1, int64_t ld,
-                  const int32_t *rows, const int32_t *cols, int n_rg, int k);
+/* Rows of a product's tiles, and bytes of its e4m3 copy. */
+int64_t k_decode_rows(const struct dk_model *m, enum dk_kind kind);
+int64_t k_decode_bytes(const struct dk_model *m, enum dk_kind kind);
+/* Makes the copy of w's matrices (up to three, as in struct dk_layer). */
+int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, void *dst, float *scale);
 /* Rounds a bfloat16 matrix to what its e4m3 form stands for (scales are powers of two, so bfloat16 holds it exactly). */
 int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols);
 /* Copies keys and values of a prompt's n tokens into pages: bfloat16, a token's kv heads side by side, tokens `stride` elements apart. */
-int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int head_dim, int n,
+int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void *k, const void *v, int64_t stride, int n,
                   const int32_t *pages);
-/* One step; nc: 8, 16 or 32, at least its columns. */
-int k_decode_step(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int smem);
+
+/* The kernels of a step as one graph, for steps of up to nc columns.  m->layer and what m and w point to outlive it. */
+int k_decode_plan(const struct dk_model *m, const struct dk_work *w, int nc, enum dk_way way, int sms, int smem, void **plan);
+int k_decode_step(void *stream, void *plan);
+int k_decode_plan_free(void *plan); /* NULL is fine */
+/* Kernels of a plan (2 + 6 a layer at most) and, for each, what it is: an enum dk_kind, or negative for embedding (-1), attention (-2), its sums (-3). */
+int k_decode_kernels(const struct dk_model *m, enum dk_way way, int *kinds);
 
 struct dk_sampling {
     float temperature, top_p;              /* 0: greedy */
@@ -104,15 +114,14 @@ struct dk_sampling {
     int32_t masked;                        /* choose among the bits of mask[col] */
 };
 /* Chooses a token for each of the columns: out[cols] (may be host memory that the device sees).  Greedy unmasked
- * columns take the step's own maxima, others read the kept logits.  mask: [cols][mask_words]. */
-int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int grid, int cols,
+ * columns take the step's own maxima (grid of them), others read the kept logits.  mask: [cols][mask_words]. */
+int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int sms, int cols,
                     const struct dk_sampling *s, const uint32_t *mask, int mask_words, int32_t *out);
 
 /* Memory and order, so that the engine needs no CUDA headers. */
 int k_host_alloc(size_t n, void **out);    /* page-locked, seen by the device at the same address */
 int k_host_free(void *p);
 int k_copy(void *stream, void *dst, const void *src, size_t n);
-int k_zero(void *stream, void *dst, size_t n);
 int k_wait(void *stream);
 
 #ifdef __cplusplus

@@ -21,6 +21,8 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __maxnreg__(n)
+#define __noinline__ __attribute__((noinline))
 #define SHARED_MEMORY(p) unsigned char *p = emu_now->block->smem
 
 struct dim3_ {
@@ -44,7 +46,7 @@ struct emu_warp {
 };
 struct emu_block {
     unsigned char *smem;
-    emu_meet all, consumers, group[2];
+    emu_meet all;
     std::vector<emu_warp> warps;
 };
 struct emu_fiber {
@@ -95,9 +97,16 @@ static int emulate(unsigned gx, unsigned gy, unsigned threads, size_t smem, std:
 {
     enum { STACK = 128 << 10 };
     size_t n = (size_t)gx * gy * threads, bytes = n * STACK, left = n;
-    char *stacks = (char *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED)
-        return 2;
+    static char *stacks; // kept for the next
+    static size_t kept;
+    if (kept < bytes) {
+        if (kept)
+            munmap(stacks, kept);
+        stacks = (char *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        kept = stacks == MAP_FAILED ? 0 : bytes;
+        if (!kept)
+            return 2;
+    }
     std::vector<emu_block> blocks(gx * gy);
     std::vector<emu_fiber> fibers(n);
     emu_kernel = kernel;
@@ -106,7 +115,7 @@ static int emulate(unsigned gx, unsigned gy, unsigned threads, size_t smem, std:
     for (size_t b = 0; b < blocks.size(); b++) {
         blocks[b].smem = (unsigned char *)aligned_alloc(128, (smem + 255) / 128 * 128);
         memset(blocks[b].smem, 0xff, smem); // NaN for whoever reads too early
-        blocks[b].all = blocks[b].consumers = blocks[b].group[0] = blocks[b].group[1] = {0, 0};
+        blocks[b].all = {0, 0};
         blocks[b].warps.assign((threads + 31) / 32, emu_warp());
         for (unsigned t = 0; t < threads; t++) {
             emu_fiber &f = fibers[b * threads + t];
@@ -116,8 +125,8 @@ static int emulate(unsigned gx, unsigned gy, unsigned threads, size_t smem, std:
             f.of_block = {(unsigned)(b % gx), (unsigned)(b / gx), 0};
             f.done = false;
             f.at = nullptr;
-            void **top = (void **)(stacks + (b * threads + t + 1) * STACK - 64);
-            top[0] = nullptr; // where emu_enter would return to; keeps the stack as a call leaves it
+            void **top = (void **)(stacks + (b * threads + t + 1) * STACK - 72);
+            top[0] = nullptr; // where emu_enter would return to: as a call leaves the stack, 8 past a multiple of 16
             *--top = (void *)emu_enter;
             top -= 6;
             memset(top, 0, 6 * sizeof *top);
@@ -142,7 +151,6 @@ static int emulate(unsigned gx, unsigned gy, unsigned threads, size_t smem, std:
     }
     for (auto &b : blocks)
         free(b.smem);
-    munmap(stacks, bytes);
     return 0;
 }
 
@@ -157,13 +165,7 @@ static uint32_t (*emu_exchange(const uint32_t *v, int n))[8]
 }
 
 static inline void __syncthreads() { emu_join(emu_now->block->all, blockDim.x); }
-static inline void consumer_sync() { emu_join(emu_now->block->consumers, 256); }
-static inline void group_sync(int g) { emu_join(emu_now->block->group[g], 128); }
-static inline void prefetch_l2(const void *, uint32_t) {}
-static inline void add_release(uint32_t *p) { ++*p; }
 static inline void __syncwarp() { emu_join(emu_now->warp->meet, 32); }
-static inline void __threadfence() {}
-static inline void relax() { emu_yield(); }
 
 template <typename T> static inline T __shfl_xor_sync(unsigned, T v, int o)
 {
@@ -180,8 +182,6 @@ template <typename T, typename U> static inline T atomicAdd(T *p, U v)
     *p = (T)(old + v);
     return old;
 }
-static inline long long clock64() { return 0; }
-static inline uint32_t load_acquire(const uint32_t *p) { return *p; }
 static inline uint32_t __float_as_uint(float f)
 {
     uint32_t u;
@@ -205,14 +205,6 @@ static inline uint32_t emu_bf16(float f)
 static inline uint32_t pack2(float lo, float hi) { return emu_bf16(lo) | emu_bf16(hi) << 16; }
 static inline float emu_part(uint32_t v, int i) { return __uint_as_float(i ? v & 0xffff0000u : v << 16); }
 
-static inline uint32_t permute(uint32_t x, uint32_t y, uint32_t s)
-{
-    uint64_t v = (uint64_t)y << 32 | x;
-    uint32_t r = 0;
-    for (int i = 0; i < 4; i++)
-        r |= (uint32_t)(v >> (s >> 4 * i & 7) * 8 & 0xff) << 8 * i;
-    return r;
-}
 static inline uint32_t unbias(uint32_t v)
 {
     return pack2(emu_part(v, 0) * 0x1p120f, emu_part(v, 1) * 0x1p120f);
@@ -234,35 +226,15 @@ static inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
     }
 }
 
-// mbarriers: arrivals still due, arrivals a phase, phase
-struct emu_mbar {
-    uint16_t due, count;
-    uint32_t phase;
-};
-static inline void mbar_init(uint64_t *b, uint32_t n)
+// Copies are there at once, and kernels come one after the other.
+static inline void copy16(void *to, const void *from, int n)
 {
-    emu_mbar m = {(uint16_t)n, (uint16_t)n, 0};
-    memcpy(b, &m, 8);
+    memcpy(to, from, (size_t)n);
+    memset((char *)to + n, 0, (size_t)(16 - n));
 }
-static inline void mbar_arrive(uint64_t *b)
-{
-    emu_mbar *m = (emu_mbar *)b;
-    if (--m->due == 0) {
-        m->due = m->count;
-        m->phase ^= 1;
-    }
-}
-static inline void mbar_wait(uint64_t *b, uint32_t parity)
-{
-    while (((volatile emu_mbar *)b)->phase == parity)
-        emu_yield();
-}
-static inline void bulk_load(void *to, const void *from, uint32_t n, uint64_t *b)
-{
-    if (n % 16 || (uintptr_t)from % 16 || (uintptr_t)to % 16)
-        abort();
-    memcpy(to, from, n);
-    mbar_arrive(b);
-}
+static inline void copies_close() {}
+template <int N> static inline void copies_wait() {}
+static inline void let_next_begin() {}
+static inline void wait_for_last() {}
 
 #endif

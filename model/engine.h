@@ -13,7 +13,7 @@
  * on the batch, on drafts, or on where in memory it lies, to the bit, on one device at one precision.
  *
  * Three ways to compute, chosen by what is there:
- *   - CUDA, compute capability 9.0, bfloat16 or --weights fp8, no adapter but merged ones: kernels/decode.cu, one persistent kernel a step
+ *   - CUDA, compute capability 9.0, bfloat16 or --weights fp8, no adapter but merged ones: kernels/decode.cu, a step is a graph of small kernels
  *   - the CPU: model/engine_cpu.c, products of rows by vectors on all threads
  *   - anything else: model_prefill() and model_decode() of transformer.h
  *
@@ -94,7 +94,7 @@ int engine_step(struct engine *e);
 int engine_round_fp8(struct model *m);
 
 struct engine_info {
-    const char *way;         /* "cuda-persistent", "cpu", "aten" */
+    const char *way;         /* "cuda-graph", "cpu", "aten" */
     size_t weight_bytes, cache_bytes;
     int64_t max_batch, max_tokens;
     int64_t active, waiting;

@@ -1,4 +1,4 @@
-/* engine_cuda.c: the engine's way over kernels/decode.cu: packs the weights, keeps the pages, starts the steps. */
+/* engine_cuda.c: the engine's way over kernels/decode.cu: knows where the weights are, keeps the pages, starts the steps. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +10,8 @@
 #include "shim/kernels.h"
 
 #define FUNCTIONS(F) \
-    F(k_decode_device) F(k_decode_max_cols) F(k_decode_pack) F(k_decode_fill) F(k_decode_step) F(k_decode_sample) \
-    F(k_host_alloc) F(k_host_free) F(k_copy) F(k_zero) F(k_wait)
+    F(k_decode_device) F(k_decode_max_cols) F(k_decode_rows) F(k_decode_bytes) F(k_decode_pack) F(k_decode_fill) F(k_decode_plan) \
+    F(k_decode_step) F(k_decode_plan_free) F(k_decode_kernels) F(k_decode_sample) F(k_host_alloc) F(k_host_free) F(k_copy) F(k_wait)
 
 struct functions {
 #define F(name) __typeof__(name) *name;
@@ -24,6 +24,11 @@ struct place {
     int64_t n;
 };
 
+/* Steps of up to so many columns have plans of their own. */
+static const int columns[] = {1, 8, 16, 32};
+enum { COLS = ARRAY_LEN(columns) };
+#define MOST_KERNELS(layers) (2 + 6 * (layers)) /* of a plan */
+
 struct cuda {
     struct model *m;
     struct functions f;
@@ -31,13 +36,16 @@ struct cuda {
     struct dk_work work;
     enum th_device device;
     bool many;
-    int grid, smem, nc;               /* nc: of the last step */
-    int64_t max_pages, n_pages, n_free, cols;
+    struct dk_layer *layers;
+    void *plan[COLS][DK_WAYS];
+    int sms, smem, nc;                /* nc and way: of the last step */
+    enum dk_way way;
+    int64_t max_pages, n_pages, n_free;
     int32_t *free_pages;
     struct place *places;
     int64_t n_places;
-    th_tensor *held[64];              /* the device's memory, freed with the engine */
-    int n_held;
+    th_tensor **held;                 /* the device's memory, freed with the engine */
+    size_t n_held, cap_held;
     struct dk_step *step;             /* page-locked */
     struct dk_sampling *sampling;     /* page-locked, [DK_MAX_COLS] */
     int32_t *chosen, *page_list;      /* page-locked; page_list: the device's copy for prompts */
@@ -59,13 +67,12 @@ static void *hold(struct cuda *c, size_t bytes)
     size_t scope = th_scope_begin();
     th_tensor *t = th_keep(th_zeros(1, &n, TH_U8, c->device));
     th_scope_end(scope);
-    if (t && c->n_held < (int)ARRAY_LEN(c->held)) {
-        c->held[c->n_held++] = t;
-        c->bytes += (size_t)n;
-        return th_data(t);
-    }
-    th_free(t);
-    return NULL;
+    if (!t)
+        return NULL;
+    ARRAY_GROW(c->held, c->cap_held, c->n_held + 1);
+    c->held[c->n_held++] = t;
+    c->bytes += (size_t)n;
+    return th_data(t);
 }
 
 static void *upload(struct cuda *c, const void *data, size_t bytes)
@@ -79,142 +86,87 @@ static int check(const char *name, int rc)
     return kernel_check(name, rc);
 }
 
-/* ---- packing ---- */
+/* ---- weights ---- */
 
-/* Which rows of two matrices make up row groups; as decode.h has them. */
-enum order { PLAIN, HALVES, PAIRS };
-
-static int32_t source_row(enum order o, int64_t rg, int64_t r, int64_t rows, int64_t hd, int64_t head_dim)
+/* True when the kernels can read t where it is: bfloat16, rows at 16 bytes. */
+static bool readable(const struct param *p)
 {
-    if (o == PAIRS) { /* 8 rows of one, 8 of the other */
-        int64_t row = rg * 8 + r % 8;
-        return row < rows ? (int32_t)(row * 2 + r / 8) : -1;
-    }
-    if (hd) { /* heads, padded from head_dim to hd */
-        int64_t per = hd / 16, head = rg / per, i = o == HALVES ? rg % per * 8 + r % 8 : rg % per * 16 + r;
-        int64_t dim = o == HALVES ? (i < head_dim / 2 ? i + r / 8 * (head_dim / 2) : -1) : i < head_dim ? i : -1;
-        return dim < 0 ? -1 : (int32_t)((head * head_dim + dim) * 2);
-    }
-    int64_t row = rg * 16 + r;
-    return row < rows ? (int32_t)(row * 2) : -1;
+    return !p || (th_dtype_of(p->w) == TH_BF16 && (th_rank(p->w) == 1 || (th_size(p->w, 1) % 8 == 0 && (uintptr_t)th_data(p->w) % 16 == 0)));
 }
 
-struct packing {
-    struct cuda *c;
-    int32_t *rows;
-    unsigned char *w;         /* where the next goes */
-    float *scale;
-};
-
-static int pack(struct packing *p, enum order order, th_tensor *a, th_tensor *b, int64_t n_rg, int64_t k, int64_t hd, const int32_t *cols)
+static bool all_readable(const struct model *m)
 {
-    struct cuda *c = p->c;
-    int64_t n = n_rg * 16, rows = th_size(a, 0), head_dim = c->m->cfg.head_dim;
-    for (int64_t i = 0; i < n; i++)
-        p->rows[i] = source_row(order, i / 16, i % 16, rows, hd, head_dim);
-    size_t scope = th_scope_begin();
-    th_tensor *map = th_from(p->rows, 1, &n, TH_I32, c->device);
-    int rc = map ? check("k_decode_pack", c->f.k_decode_pack(stream_of(c), p->w, p->scale, c->dm.fp8, th_data(a), th_data(b ? b : a),
-                                                             th_size(a, 1), th_data(map), cols, (int)n_rg, (int)k))
-                 : err_code();
-    if (rc == ERR_OK) /* the map lives until it has been used */
-        rc = check("k_decode_pack", c->f.k_wait(stream_of(c)));
-    th_scope_end(scope);
-    p->w += n * k * (c->dm.fp8 ? 1 : 2);
-    if (p->scale)
-        p->scale += n;
+    bool ok = readable(m->embed) && readable(m->head) && readable(m->norm);
+    for (int64_t i = 0; i < m->cfg.n_layers; i++) {
+        const struct layer *l = &m->layers[i];
+        ok &= readable(l->norm1) && readable(l->norm2);
+        for (int t = 0; t < LORA_TARGETS; t++)
+            ok &= readable(l->proj[t].w) && readable(l->proj[t].b);
+    }
+    return ok;
+}
+
+/* The e4m3 copy of a product's matrices takes their place in w. */
+static int pack(struct cuda *c, enum dk_kind kind, const void **w, const float **scale)
+{
+    void *copy = hold(c, (size_t)c->f.k_decode_bytes(&c->dm, kind));
+    float *s = copy ? hold(c, (size_t)c->f.k_decode_rows(&c->dm, kind) * sizeof *s) : NULL;
+    if (!s)
+        return err_wrap("a copy of the weights in 8 bits");
+    int rc = check("k_decode_pack", c->f.k_decode_pack(stream_of(c), &c->dm, kind, w, copy, s));
+    w[0] = copy;
+    *scale = s;
     return rc;
 }
 
-static int pack_all(struct cuda *c, void *w, float *scale)
+static int weights(struct cuda *c, bool fp8)
 {
     struct model *m = c->m;
     struct dk_model *d = &c->dm;
-    int64_t head_dim = m->cfg.head_dim, most = d->rg_head > d->rg_gu ? d->rg_head : d->rg_gu;
-    struct packing p = {.c = c, .w = w, .scale = scale, .rows = xmalloc((size_t)(most > d->rg_qkv ? most : d->rg_qkv) * 16 * 4)};
-    int32_t *cols = NULL;
     int rc = ERR_OK;
-    if (head_dim != d->hd) { /* o's columns are the padded heads' dimensions, as q's rows have them: v's order */
-        int32_t *map = xmalloc((size_t)d->kq * 4);
-        for (int64_t i = 0; i < d->kq; i++)
-            map[i] = i / d->hd < d->heads && i % d->hd < head_dim ? (int32_t)(i / d->hd * head_dim + i % d->hd) : -1;
-        if (!(cols = upload(c, map, (size_t)d->kq * 4)))
-            rc = err_code();
-        free(map);
-    }
-    int64_t per = d->hd / 16;
+    c->layers = xcalloc((size_t)d->layers, sizeof *c->layers);
+    d->layer = c->layers;
+    d->embed = th_data(m->embed->w);
+    d->head = th_data(m->head->w);
+    d->norm = th_data(m->norm->w);
+    d->fp8 = fp8;
     for (int64_t i = 0; i < d->layers && rc == ERR_OK; i++) {
-        struct linear *l = m->layers[i].proj;
-        p.w = (unsigned char *)w + i * d->layer_bytes;
-        if ((rc = pack(&p, HALVES, l[LORA_Q].w->w, NULL, d->heads * per, d->kd, d->hd, NULL)) == ERR_OK &&
-            (rc = pack(&p, HALVES, l[LORA_K].w->w, NULL, d->kv_heads * per, d->kd, d->hd, NULL)) == ERR_OK &&
-            (rc = pack(&p, PLAIN, l[LORA_V].w->w, NULL, d->kv_heads * per, d->kd, d->hd, NULL)) == ERR_OK &&
-            (rc = pack(&p, PLAIN, l[LORA_O].w->w, NULL, d->rg_d, d->kq, 0, cols)) == ERR_OK &&
-            (rc = pack(&p, PAIRS, l[LORA_GATE].w->w, l[LORA_UP].w->w, d->rg_gu, d->kd, 0, NULL)) == ERR_OK)
-            rc = pack(&p, PLAIN, l[LORA_DOWN].w->w, NULL, d->rg_d, d->kf, 0, NULL);
-    }
-    p.w = (unsigned char *)w + d->layers * d->layer_bytes;
-    if (rc == ERR_OK)
-        rc = pack(&p, PLAIN, m->head->w, NULL, d->rg_head, d->kd, 0, NULL);
-    free(p.rows);
-    return rc;
-}
-
-/* One row of float32 values of a vector on the device. */
-static int read_vector(th_tensor *t, float *out)
-{
-    size_t scope = th_scope_begin();
-    int rc = th_read(th_to(t, TH_F32, TH_CPU), out);
-    th_scope_end(scope);
-    return rc;
-}
-
-/* Biases in packed order, norms padded, RoPE's angles. */
-static int small_parts(struct cuda *c, int64_t positions)
-{
-    struct model *m = c->m;
-    struct dk_model *d = &c->dm;
-    int64_t n_bias = d->rg_qkv * 16, head_dim = m->cfg.head_dim, per = d->hd / 16, half = d->hd / 2;
-    float *norm = xcalloc((size_t)((2 * d->layers + 1) * d->kd), 4), *bias = xcalloc((size_t)(d->layers * n_bias), 4);
-    float *rope = xcalloc((size_t)(positions * d->hd), 4), *f = xcalloc((size_t)half, 4), *one = xmalloc((size_t)(d->heads * head_dim) * 4);
-    int rc = ERR_OK;
-    for (int64_t i = 0; i < d->layers && rc == ERR_OK; i++) {
-        struct layer *l = &m->layers[i];
-        if ((rc = read_vector(l->norm1->w, norm + 2 * i * d->kd)) == ERR_OK)
-            rc = read_vector(l->norm2->w, norm + (2 * i + 1) * d->kd);
-        int64_t rg = 0;
-        for (int t = LORA_Q; t <= LORA_V && rc == ERR_OK && m->cfg.attention_bias; t++) {
-            int64_t n = (t == LORA_Q ? d->heads : d->kv_heads) * per;
-            rc = read_vector(l->proj[t].b->w, one);
-            for (int64_t k = 0; k < n * 16; k++) {
-                int32_t row = source_row(t == LORA_V ? PLAIN : HALVES, k / 16, k % 16, 0, d->hd, head_dim);
-                bias[i * n_bias + rg * 16 + k] = row < 0 ? 0 : one[row / 2];
-            }
-            rg += n;
+        const struct linear *p = m->layers[i].proj;
+        struct dk_layer *l = &c->layers[i];
+        l->norm1 = th_data(m->layers[i].norm1->w);
+        l->norm2 = th_data(m->layers[i].norm2->w);
+        for (int t = 0; t < 3; t++) {
+            l->qkv[t] = th_data(p[LORA_Q + t].w->w);
+            l->bias[t] = m->cfg.attention_bias ? th_data(p[LORA_Q + t].b->w) : NULL;
         }
+        l->out = th_data(p[LORA_O].w->w);
+        l->gate_up[0] = th_data(p[LORA_GATE].w->w);
+        l->gate_up[1] = th_data(p[LORA_UP].w->w);
+        l->down = th_data(p[LORA_DOWN].w->w);
+        if (fp8 && (rc = pack(c, DK_QKV, l->qkv, &l->scale[DK_QKV])) == ERR_OK && (rc = pack(c, DK_OUT, &l->out, &l->scale[DK_OUT])) == ERR_OK &&
+            (rc = pack(c, DK_GATE_UP, l->gate_up, &l->scale[DK_GATE_UP])) == ERR_OK)
+            rc = pack(c, DK_DOWN, &l->down, &l->scale[DK_DOWN]);
     }
-    if (rc == ERR_OK)
-        rc = read_vector(m->norm->w, norm + 2 * d->layers * d->kd);
-    model_rope_frequencies(&m->cfg, f);
+    return fp8 && rc == ERR_OK ? pack(c, DK_HEAD, &d->head, &d->head_scale) : rc;
+}
+
+/* RoPE's angles. */
+static int angles(struct cuda *c, int64_t positions)
+{
+    struct dk_model *d = &c->dm;
+    int64_t half = d->hd / 2;
+    float *rope = xcalloc((size_t)(positions * d->hd), 4), *f = xcalloc((size_t)half, 4);
+    model_rope_frequencies(&c->m->cfg, f);
     for (int64_t p = 0; p < positions; p++)
         for (int64_t i = 0; i < half; i++) {
-            float a = i < head_dim / 2 ? (float)p * f[i] : 0;
+            float a = i < d->head_dim / 2 ? (float)p * f[i] : 0;
             rope[(p * half + i) * 2] = cosf(a);
             rope[(p * half + i) * 2 + 1] = sinf(a);
         }
-    if (rc == ERR_OK) {
-        d->norm = upload(c, norm, (size_t)((2 * d->layers + 1) * d->kd) * 4);
-        d->bias = m->cfg.attention_bias ? upload(c, bias, (size_t)(d->layers * n_bias) * 4) : NULL;
-        d->rope = upload(c, rope, (size_t)(positions * d->hd) * 4);
-        if (!d->norm || !d->rope || (m->cfg.attention_bias && !d->bias))
-            rc = err_code();
-    }
-    free(norm);
-    free(bias);
+    d->rope = upload(c, rope, (size_t)(positions * d->hd) * 4);
     free(rope);
     free(f);
-    free(one);
-    return rc;
+    return d->rope ? ERR_OK : err_code();
 }
 
 static int64_t pad(int64_t n, int64_t to)
@@ -222,64 +174,19 @@ static int64_t pad(int64_t n, int64_t to)
     return (n + to - 1) / to * to;
 }
 
-static int weights(struct cuda *c, bool fp8)
-{
-    const struct model_config *f = &c->m->cfg;
-    struct dk_model *d = &c->dm;
-    int64_t e = fp8 ? 1 : 2;
-    d->layers = (int32_t)f->n_layers;
-    d->heads = (int32_t)f->n_heads;
-    d->kv_heads = (int32_t)f->n_kv_heads;
-    d->d = (int32_t)f->d_model;
-    d->kd = (int32_t)pad(f->d_model, DK_CHUNK);
-    d->kq = (int32_t)pad(f->n_heads * d->hd, DK_CHUNK);
-    d->kf = (int32_t)pad(f->d_ff, DK_CHUNK);
-    d->rg_qkv = (d->heads + 2 * d->kv_heads) * d->hd / 16;
-    d->rg_d = (int32_t)pad(f->d_model, 16) / 16;
-    d->rg_gu = (int32_t)pad(f->d_ff, 8) / 8;
-    d->rg_head = (int32_t)pad(f->vocab, 16) / 16;
-    d->fp8 = fp8;
-    d->eps = (float)f->rms_eps;
-    d->qk_scale = (float)(1 / sqrt((double)f->head_dim));
-    d->embed = th_data(c->m->embed->w);
-    int32_t widest = d->kd > d->kq ? d->kd : d->kq, chunks = d->kf / DK_CHUNK, least = (d->kf + widest - 1) / widest;
-    d->slices = chunks < 8 ? chunks : 8;
-    while (d->slices < chunks && (d->slices < least || (chunks + d->slices - 1) / d->slices > widest / DK_CHUNK))
-        d->slices++;
-    d->off_o = (int64_t)d->rg_qkv * 16 * d->kd * e;
-    d->off_gu = d->off_o + (int64_t)d->rg_d * 16 * d->kq * e;
-    d->off_down = d->off_gu + (int64_t)d->rg_gu * 16 * d->kd * e;
-    d->layer_bytes = d->off_down + (int64_t)d->rg_d * 16 * d->kf * e;
-    d->row_o = (int64_t)d->rg_qkv * 16;
-    d->row_gu = d->row_o + d->rg_d * 16;
-    d->row_down = d->row_gu + d->rg_gu * 16;
-    d->layer_rows = d->row_down + d->rg_d * 16;
-    size_t bytes = (size_t)(d->layers * d->layer_bytes + (int64_t)d->rg_head * 16 * d->kd * e);
-    void *w = hold(c, bytes);
-    float *scale = fp8 && w ? hold(c, (size_t)(d->layers * d->layer_rows + d->rg_head * 16) * 4) : NULL;
-    if (!w || (fp8 && !scale))
-        return err_wrap("a packed copy of the weights, %.1f GB", (double)bytes / 1e9);
-    d->w = w;
-    d->scale = scale;
-    return pack_all(c, w, scale);
-}
-
 static int scratch(struct cuda *c)
 {
     struct dk_model *d = &c->dm;
     struct dk_work *w = &c->work;
-    size_t n = DK_MAX_COLS;
-    c->mask_words = (d->rg_head * 16 + 31) / 32;
-    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, n * (size_t)d->kd * 4)) ||
-        !(w->h = hold(c, n * (size_t)d->kd * 2)) || !(w->ao = hold(c, n * (size_t)d->kq * 2)) ||
-        !(w->act = hold(c, n * (size_t)d->kf * 2)) || !(w->sumsq = hold(c, (size_t)d->rg_d * n * 4)) ||
-        !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) ||
-        !(w->part = hold(c, n * (size_t)(d->heads * c->max_pages * DK_PARTS * d->hd) * 4)) ||
-        !(w->ml = hold(c, n * (size_t)(d->heads * c->max_pages * DK_PARTS) * 8)) ||
-        !(w->down = hold(c, (size_t)d->slices * (size_t)d->rg_d * n * 64)) ||
-        !(w->count_attn = hold(c, n * (size_t)d->kv_heads * 4)) ||
-        !(w->logits = hold(c, n * (size_t)d->rg_head * 64)) || !(w->best = hold(c, (size_t)c->grid * n * 8)) ||
-        !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) || !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
+    size_t n = DK_MAX_COLS, kd = (size_t)pad(d->d, 64), kq = (size_t)pad(d->heads * d->head_dim, 64), kf = (size_t)pad(d->ff, 64);
+    size_t rows = (size_t)c->f.k_decode_rows(d, DK_HEAD), parts = (size_t)(d->heads * c->max_pages * DK_PARTS);
+    c->mask_words = (int)(rows + 31) / 32;
+    if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, n * kd * 4)) || !(w->h = hold(c, n * kd * 2)) ||
+        !(w->ao = hold(c, n * kq * 2)) || !(w->act = hold(c, n * kf * 2)) || !(w->sumsq = hold(c, kd / 16 * n * 4)) ||
+        !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) || !(w->part = hold(c, n * parts * (size_t)d->hd * 4)) ||
+        !(w->ml = hold(c, n * parts * 8)) || !(w->logits = hold(c, n * rows * 4)) || !(w->best = hold(c, (size_t)c->sms * n * 8)) ||
+        !(w->taken = hold(c, (size_t)MOST_KERNELS(d->layers) * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
+        !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
         return err_code();
     int rc = c->f.k_host_alloc(sizeof *c->step + n * (size_t)c->max_pages * 4, (void **)&c->step);
     if (rc == 0)
@@ -425,7 +332,7 @@ static int fill_pages(void *ctx, int64_t layer, th_tensor *qkv)
     const struct model_config *f = &c->m->cfg;
     const uint16_t *k = (const uint16_t *)th_data(qkv) + f->n_heads * f->head_dim;
     return check("k_decode_fill", c->f.k_decode_fill(stream_of(c), &c->dm, (int)layer, k, k + f->n_kv_heads * f->head_dim, th_size(qkv, 1),
-                                                     (int)f->head_dim, (int)th_size(qkv, 0), c->page_list));
+                                                     (int)th_size(qkv, 0), c->page_list));
 }
 
 static int cuda_prefill(struct engine_way *w, int64_t place, const int32_t *ids, size_t n)
@@ -443,7 +350,6 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
     struct cuda *c = w->state;
     struct dk_step *s = c->step;
     void *stream = stream_of(c);
-    s->barrier = 0;
     s->cols = (int32_t)n;
     s->seqs = s->units = 0;
     s->max_pages = (int32_t)c->max_pages;
@@ -465,16 +371,22 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
         s->seq[i].unit = s->units;
         s->units += s->seq[i].parts * c->dm.kv_heads;
     }
-    /* For a little work a roundtrip through whoever comes last takes longer than doing it 132 times over. */
-    int64_t rows = 0;
-    for (int i = 0; i < s->seqs; i++)
-        rows += (int64_t)s->seq[i].n * s->seq[i].parts;
-    s->few_parts = !c->many && rows * c->dm.heads * c->dm.hd <= 20480;
-    c->cols = n;
-    c->nc = n <= 8 ? 8 : n <= 16 ? 16 : 32;
-    int rc = c->f.k_copy(stream, c->work.step, s, sizeof *s + (size_t)(s->seqs * c->max_pages) * 4);
+    int64_t parts = 0, rows = 0; /* over the columns; the most rows that share keys */
+    for (int i = 0; i < s->seqs; i++) {
+        parts += (int64_t)s->seq[i].n * s->seq[i].parts;
+        rows = rows > s->seq[i].n ? rows : s->seq[i].n;
+    }
+    rows *= c->dm.heads / c->dm.kv_heads;
+    c->way = c->many || rows > 2 * 16 ? DK_WAY_WIDE : parts <= DK_FEW ? DK_WAY_FEW : DK_WAY_MANY;
+    int i = 0;
+    while (columns[i] < n || (c->many && i < COLS - 1 && columns[i + 1] <= w->max_columns))
+        i++;
+    c->nc = columns[i];
+    int rc = c->plan[i][c->way] ? 0 : c->f.k_decode_plan(&c->dm, &c->work, c->nc, c->way, c->sms, c->smem, &c->plan[i][c->way]);
     if (rc == 0)
-        rc = c->f.k_decode_step(stream, &c->dm, &c->work, c->nc, c->grid, c->smem);
+        rc = c->f.k_copy(stream, c->work.step, s, sizeof *s + (size_t)(s->seqs * c->max_pages) * 4);
+    if (rc == 0)
+        rc = c->f.k_decode_step(stream, c->plan[i][c->way]);
     return check("k_decode_step", rc);
 }
 
@@ -495,10 +407,10 @@ static int cuda_choose(struct engine_way *w, int64_t from, int64_t n, const stru
     if (masked)
         rc = c->f.k_copy(stream, c->mask_device, c->mask, (size_t)(n * c->mask_words) * 4);
     struct dk_work at = c->work; /* columns from `from` on */
-    at.logits += from * c->dm.rg_head * 16;
+    at.logits += from * c->f.k_decode_rows(&c->dm, DK_HEAD);
     at.best += 2 * from;
     if (rc == 0)
-        rc = c->f.k_decode_sample(stream, &c->dm, &at, c->nc, c->grid, (int)n, c->sampling, c->mask_device, c->mask_words, c->chosen);
+        rc = c->f.k_decode_sample(stream, &c->dm, &at, c->nc, c->sms, (int)n, c->sampling, c->mask_device, c->mask_words, c->chosen);
     if (rc == 0)
         rc = c->f.k_wait(stream);
     if (rc == 0)
@@ -510,19 +422,33 @@ static int cuda_logits(struct engine_way *w, int64_t column, float *out)
 {
     struct cuda *c = w->state;
     void *stream = stream_of(c);
-    int rc = c->f.k_copy(stream, out, c->work.logits + column * c->dm.rg_head * 16, (size_t)c->m->cfg.vocab * 4);
+    int rc = c->f.k_copy(stream, out, c->work.logits + column * c->f.k_decode_rows(&c->dm, DK_HEAD), (size_t)c->m->cfg.vocab * 4);
     return check("reading logits", rc ? rc : c->f.k_wait(stream));
 }
 
-static int cuda_trace(struct engine_way *w, uint64_t *out, int *grid)
+static int cuda_trace(struct engine_way *w, uint64_t *out, int *kinds, int *n)
 {
     struct cuda *c = w->state;
-    size_t bytes = (size_t)c->grid * DK_MARKS * 16;
-    *grid = c->grid;
-    if (!out)
-        return (c->work.trace = hold(c, bytes)) ? ERR_OK : err_code();
-    int rc = c->f.k_copy(stream_of(c), out, c->work.trace, bytes);
-    return check("reading the trace", rc ? rc : c->f.k_wait(stream_of(c)));
+    size_t bytes = (size_t)MOST_KERNELS(c->dm.layers) * DK_MARKS * sizeof *out;
+    *n = MOST_KERNELS(c->dm.layers);
+    int rc = 0;
+    if (!out) { /* plans that note them */
+        for (int i = 0; i < COLS * DK_WAYS; i++) {
+            c->f.k_decode_plan_free(c->plan[i / DK_WAYS][i % DK_WAYS]);
+            c->plan[i / DK_WAYS][i % DK_WAYS] = NULL;
+        }
+        return c->work.trace || (c->work.trace = hold(c, bytes)) ? ERR_OK : err_code();
+    }
+    uint64_t *first = xmalloc(bytes); /* nothing seen yet */
+    for (size_t i = 0; i < bytes / sizeof *first; i++)
+        first[i] = i % 2 ? 0 : UINT64_MAX;
+    *n = c->f.k_decode_kernels(&c->dm, c->way, kinds);
+    rc = c->f.k_copy(stream_of(c), out, c->work.trace, bytes);
+    rc = rc ? rc : c->f.k_wait(stream_of(c));
+    rc = rc ? rc : c->f.k_copy(stream_of(c), c->work.trace, first, bytes);
+    rc = rc ? rc : c->f.k_wait(stream_of(c));
+    free(first);
+    return check("reading the trace", rc);
 }
 
 static void cuda_free(struct engine_way *w)
@@ -534,8 +460,12 @@ static void cuda_free(struct engine_way *w)
         c->f.k_host_free(c->chosen);
         c->f.k_host_free(c->mask);
     }
+    for (int i = 0; i < COLS * DK_WAYS && c->f.k_decode_plan_free; i++)
+        c->f.k_decode_plan_free(c->plan[i / DK_WAYS][i % DK_WAYS]);
     while (c->n_held > 0)
         th_free(c->held[--c->n_held]);
+    free(c->held);
+    free(c->layers);
     for (int64_t i = 0; c->places && i < c->n_places; i++)
         free(c->places[i].pages);
     free(c->places);
@@ -557,23 +487,29 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
 {
     const struct model_config *f = &m->cfg;
     int capability = 0, rc;
-    if ((m->device != TH_CUDA && !o->emulate) || !kernels_here() || f->head_dim > 128)
+    if ((m->device != TH_CUDA && !o->emulate) || !kernels_here() || f->head_dim > 128 || f->head_dim % 2)
         return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs a CUDA device and the kernels' library") : ERR_OK;
     if (m->dtype != TH_BF16)
         return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs --dtype bfloat16") : ERR_OK;
+    if ((rc = model_gather(m)) < 0)
+        return rc;
+    if (!all_readable(m))
+        return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs matrices whose rows are multiples of 8 numbers") : ERR_OK;
     struct cuda *c = xcalloc(1, sizeof *c);
-    *out = (struct engine_way){.name = "cuda-persistent", .state = c, .reserve = cuda_reserve, .release = cuda_release,
+    *out = (struct engine_way){.name = "cuda-graph", .state = c, .reserve = cuda_reserve, .release = cuda_release,
                                .prefill = cuda_prefill, .step = cuda_step, .choose = cuda_choose, .logits = cuda_logits, .trace = cuda_trace,
                                .free = cuda_free};
     c->m = m;
     c->device = m->device;
     c->many = o->many;
     if ((rc = functions(&c->f)) == ERR_OK)
-        rc = check("k_decode_device", c->f.k_decode_device(&c->grid, &c->smem, &capability));
-    c->dm.hd = f->head_dim <= 64 ? 64 : 128;
-    int64_t kd = pad(f->d_model, DK_CHUNK), kq = pad(f->n_heads * c->dm.hd, DK_CHUNK);
+        rc = check("k_decode_device", c->f.k_decode_device(&c->sms, &c->smem, &capability));
+    c->dm = (struct dk_model){.layers = (int32_t)f->n_layers, .heads = (int32_t)f->n_heads, .kv_heads = (int32_t)f->n_kv_heads,
+                              .head_dim = (int32_t)f->head_dim, .hd = f->head_dim <= 64 ? 64 : 128, .d = (int32_t)f->d_model, .ff = (int32_t)f->d_ff,
+                              .rows = (int32_t)f->vocab, .vocab = (int32_t)(o->vocab ? o->vocab : f->vocab), .fp8 = o->fp8,
+                              .eps = (float)f->rms_eps, .qk_scale = (float)(1 / sqrt((double)f->head_dim))};
     if (rc == ERR_OK)
-        out->max_columns = c->f.k_decode_max_cols((int)(kd > kq ? kd : kq), c->smem);
+        out->max_columns = c->f.k_decode_max_cols(&c->dm, c->smem);
     if (rc == ERR_OK && (capability < 90 || !out->max_columns)) {
         cuda_free(out);
         *out = (struct engine_way){0};
@@ -583,14 +519,13 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
     int64_t tokens = o->max_tokens ? o->max_tokens : f->max_positions;
     c->n_places = o->max_batch ? o->max_batch : 1;
     c->max_pages = (tokens + DK_PAGE - 1) / DK_PAGE;
-    c->dm.vocab = (int32_t)(o->vocab ? o->vocab : f->vocab);
-    out->max_a_place = out->max_columns < 16 ? out->max_columns : 16;
+    out->max_a_place = out->max_columns;
     c->places = xcalloc((size_t)c->n_places, sizeof *c->places);
     for (int64_t i = 0; i < c->n_places; i++)
         c->places[i].pages = xcalloc((size_t)c->max_pages, sizeof *c->places[i].pages);
     if (rc == ERR_OK && (rc = weights(c, o->fp8)) == ERR_OK)
         out->weight_bytes = c->bytes;
-    if (rc == ERR_OK && (rc = small_parts(c, c->max_pages * DK_PAGE)) == ERR_OK && (rc = scratch(c)) == ERR_OK)
+    if (rc == ERR_OK && (rc = angles(c, c->max_pages * DK_PAGE)) == ERR_OK && (rc = scratch(c)) == ERR_OK)
         rc = make_pages(c, o, tokens);
     out->cache_bytes = (size_t)c->n_pages * (size_t)c->dm.page_elems * 2;
     if (rc < 0) {

@@ -36,8 +36,9 @@ struct engine_way {
     int (*choose)(struct engine_way *w, int64_t from, int64_t n, const struct engine_choice *c, int32_t *out);
     /* A column's logits, [vocab] (tests). */
     int (*logits)(struct engine_way *w, int64_t column, float *out);
-    /* Of the persistent kernel: NULL starts noting clocks, else out gets [grid][DK_MARKS][2] of the last step. */
-    int (*trace)(struct engine_way *w, uint64_t *out, int *grid);
+    /* Of the CUDA kernels: NULL begins to note times, else out gets [*n][DK_MARKS] of the last step (kernels/decode.h) and kinds what
+     * they are; first with NULL for the room that is due. */
+    int (*trace)(struct engine_way *w, uint64_t *out, int *kinds, int *n);
     void (*free)(struct engine_way *w);
 };
 

@@ -1164,6 +1164,14 @@ th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n)
     return y;
 }
 
+int model_gather(struct model *m)
+{
+    size_t scope = th_scope_begin();
+    int rc = prepare(m);
+    th_scope_end(scope);
+    return rc;
+}
+
 int model_read(struct model *m, const int32_t *ids, size_t n, model_keys_fn *keys, void *ctx)
 {
     struct sequence seq = {.ids = ids, .n = n};

@@ -134,6 +134,8 @@ size_t model_profile(struct model *m, struct phase *out, size_t cap);
 /* Logits [n, vocab] float32 of one sequence, at every position; a handle of the caller's scope. */
 th_tensor *model_logits(struct model *m, const int32_t *ids, size_t n);
 
+/* Brings the weights together that model_read() and model_logits() want side by side: from now on they stay where they are. */
+int model_gather(struct model *m);
 /* Runs a prompt through the layers for its keys and values alone: keys() gets each layer's q, k, v, rotated, side by side in the
  * columns of [n, (n_heads + 2 n_kv_heads) head_dim], contiguous. */
 typedef int model_keys_fn(void *ctx, int64_t layer, th_tensor *qkv);

@@ -5,7 +5,7 @@
  *         one[:N]         batch 1, prompt 512, N new tokens
  *         batch[:B:N]     B prompts of 512 at once, N new tokens each
  *         columns         the step alone, by columns and by context
- *         trace[:N:C]     where the step's time goes, N columns at C tokens
+ *         trace[:N:C[:1]] where the step's time goes, N columns at C tokens, of as many sequences or of one
  *         first[:N]       time to the first token after a prompt of N tokens
  *         draft:PAIRS:TOKENIZER[:K[:SECONDS]]
  *                         drafting at most K tokens a step on pair records: the true file's tokens stand in for the model's choices
@@ -174,53 +174,56 @@ static void differ(const char *name, const float *a, const float *b, int64_t n)
     fflush(stdout);
 }
 
-/* Where a step's time goes: clocks between the marks of decode.cu's run(), means over layers and blocks, in microseconds at
- * the clock rate that the step's own time gives. */
-static void trace(int64_t n, int context)
+/* Where a step's time goes: each kernel of a layer from the end of the one before to its own, and of it how long it waited for the
+ * other to be seen to have ended and how far its blocks' ends lie apart; means over the layers but the first, in microseconds. */
+static void trace(int64_t n, int context, bool one)
 {
-    static const char *const name[10] = {"qkv", "barrier", "attention", "barrier", "out", "barrier", "gate-up", "barrier", "down", "barrier"};
-    struct engine *e = open_engine(32, 4096, false);
+    static const char *const name[8] = {"sums", "attention", "embed", "qkv", "out", "gate-up", "down", "head"};
+    struct engine *e = open_engine(32, context + 64, false);
     struct engine_way *w = engine_way_of(e);
     struct engine_column col[32];
     struct engine_choice choice[32] = {0};
     int32_t out[32];
-    int grid, layers = (int)m->cfg.n_layers;
-    double best = 1e9, sum[10] = {0}, hungry[10] = {0}, first = 0, last = 0, all = 0;
-    if (!w->trace || w->trace(w, NULL, &grid) < 0)
+    int room, kernels, *kinds;
+    double best = 1e9, time[8] = {0}, wait[8] = {0}, apart[8] = {0};
+    int64_t times[8] = {0};
+    if (!w->trace || w->trace(w, NULL, NULL, &room) < 0)
         die("trace");
-    uint64_t *t = xcalloc((size_t)grid * DK_MARKS * 2, sizeof *t);
+    uint64_t *t = xcalloc((size_t)room * DK_MARKS, sizeof *t);
+    kinds = xcalloc((size_t)room, sizeof *kinds);
     for (int64_t i = 0; i < n; i++) {
-        if (w->reserve(w, i, 4096) != 1)
+        if ((!one || !i) && w->reserve(w, i, context + 64) != 1)
             die("reserve");
-        col[i] = (struct engine_column){(int32_t)i, 1000 + (int32_t)i, context};
+        col[i] = (struct engine_column){one ? 0 : (int32_t)i, 1000 + (int32_t)i, context + (one ? (int32_t)i : 0)};
     }
-    for (int rep = 0; rep < 6; rep++) {
+    for (int rep = 0; rep < 6; rep++) { /* the marks of the last are read */
         double t0 = now_s();
         if (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0)
             die("step");
         best = now_s() - t0 < best ? now_s() - t0 : best;
+        if (w->trace(w, t, kinds, &kernels) < 0)
+            die("trace");
     }
-    if (w->trace(w, t, &grid) < 0)
-        die("trace");
-    for (int b = 0; b < grid; b++) {
-        uint64_t *v = t + (size_t)b * DK_MARKS * 2;
-        int end = 2 + layers * 10;
-        for (int i = 2; i < end; i++) {
-            sum[(i - 2) % 10] += (double)(v[i * 2] - v[i * 2 - 2]);
-            hungry[(i - 2) % 10] += (double)(v[i * 2 + 1] - v[i * 2 - 1]);
-        }
-        first += (double)(v[2] - v[0]);
-        last += (double)(v[end * 2] - v[end * 2 - 2]);
-        all += (double)(v[end * 2] - v[0]);
+    for (int i = 1; i < kernels; i++) {
+        const uint64_t *v = t + i * DK_MARKS, *before = v - DK_MARKS;
+        int k = kinds[i] + 3;
+        if (i <= 6 && kinds[i] != DK_HEAD)
+            continue;
+        times[k]++;
+        time[k] += ((double)v[5] - (double)before[5]) * 1e-3;
+        wait[k] += ((double)v[3] - (double)before[5]) * 1e-3;
+        apart[k] += ((double)v[5] - (double)v[4]) * 1e-3;
     }
-    double us = best * 1e6 / (all / grid); /* of a clock; a little too much: launch and choice are in best */
-    printf("%s, %lld columns at %d: %.3f ms; embed %.1f, head %.1f us; a layer (waiting for weights):", w->name, (long long)n, context, best * 1e3,
-           first / grid * us, last / grid * us);
-    for (int i = 0; i < 10; i++)
-        printf(" %s %.2f (%.2f)", name[i], sum[i] / grid / layers * us, hungry[i] / grid / layers * us);
+    printf("%s%s, %lld columns of %s at %d: %.3f ms, noting times;", w->name, fp8 ? " fp8" : "", (long long)n, one ? "one sequence" : "as many", context, best * 1e3);
+    for (int i = 0; i < 8; i++) {
+        int k = (int[]){2, 3, 1, 0, 4, 5, 6, 7}[i];
+        if (times[k])
+            printf(" %s %.2f (waited %.2f, apart %.2f)", name[k], time[k] / (double)times[k], wait[k] / (double)times[k], apart[k] / (double)times[k]);
+    }
     printf("\n");
     fflush(stdout);
     free(t);
+    free(kinds);
     engine_free(e);
 }
 
@@ -564,7 +567,7 @@ int main(int argc, char **argv)
         else if (!strncmp(argv[i], "columns", 7))
             columns();
         else if (!strncmp(argv[i], "trace", 5))
-            trace(part(argv[i], 1, 1), (int)part(argv[i], 2, 600));
+            trace(part(argv[i], 1, 1), (int)part(argv[i], 2, 600), part(argv[i], 3, 0) != 0);
         else if (!strncmp(argv[i], "first", 5))
             first_token(part(argv[i], 1, 8192));
         else if (!strncmp(argv[i], "draft:", 6) || !strncmp(argv[i], "grammar:", 8)) {
