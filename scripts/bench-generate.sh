@@ -3,57 +3,90 @@
 #
 #   scripts/bench-generate.sh BUILD [RECORDS TOKENIZER_DIR]
 #
-# RECORDS: a folder of pair records (make bench-draft makes them); with it also what drafts and the grammar bring and cost.  CONFIG= another shape,
-# SECONDS_A_DRAFT= (20) of decoding for each of DRAFTS= (7 15 31) tokens guessed at most, PYTHON= an interpreter with torch and transformers.  A part that fails or takes too long is left out.
-# DEVICE=cpu: the script's own test, with models/demo.
+# RECORDS: a folder of pair records (make bench-draft makes them); with it also what drafts and the grammar bring and cost.
+# ROWS= which parts, each with the seconds it may take (default: all that are below); a part that fails or takes longer is named at the end.
+#   ROWS="peer:100 one batch:40" scripts/bench-generate.sh build
+# CONFIG= another shape, SECONDS_A_DRAFT= (20) of decoding for each of DRAFTS= (15 31) tokens guessed at most, PYTHON= an interpreter
+# with torch and transformers.  DEVICE=cpu: the script's own test, with models/demo.
 set -u
-cd "$(dirname "$0")/.."
-b=${1:-build} records=${2:-} tokenizer=${3:-} config=${CONFIG:-tests/bench/qwen2.5-3b} device=${DEVICE:-cuda} seconds=${SECONDS_A_DRAFT:-20}
+cd "$(dirname "$0")/.." || exit
+b=${1:-build} records=${2:-} tokenizer=${3:-} config=${CONFIG:-tests/bench/qwen2.5-3b} device=${DEVICE:-cuda} seconds=${SECONDS_A_DRAFT:-20} failed=()
 if [ "$device" = cuda ]; then
     command -v nvidia-smi > /dev/null || { echo "SKIP: no NVIDIA GPU here"; exit 0; }
     nvidia-smi --query-gpu=name --format=csv,noheader
-    new=512 many=32:2000 first=8192
+    new=512 many=32:2000 first=8192 grammar=512 all="check one first batch lora draft grammar fp8 memory loss peer"
 else
-    new=60 many=4:40 first=600
+    new=60 many=4:40 first=600 grammar=40 all="one first batch lora draft grammar loss"
 fi
 log=$(mktemp); trap 'rm -f "$log"' EXIT
-part() { # LIMIT ARGUMENTS: a part of the log
-    local limit=$1; shift
-    timeout "$limit" "$b/tests/bench-decode" "$config" --device "$device" "$@" 2>&1 | grep -v '^a random model\|in [0-9.]* s$' | tee -a "$log"
+run() { # LIMIT COMMAND...: lines for the log
+    timeout "$@" 2>&1 | grep -v '^a random model in\|in [0-9.]* s$' | tee -a "$log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed+=("$row")
 }
-[ "$device" != cuda ] || timeout 300 "${PYTHON:-python3}" tests/bench/peer_generate.py $config 1 32 2> /dev/null | tee -a "$log"
-[ "$device" != cuda ] || part 60 check
-part 120 one:$new first:$first batch:$many
-part 60 --lora merged one:$new
-part 60 --lora unmerged one:$((new / 4))
-if [ -n "$records" ]; then
-    modes=()
-    for f in "$records"/golden.json "$records"/golden-long.json "$records"/synth.json; do
-        [ ! -e "$f" ] || for k in ${DRAFTS:-7 15 31}; do modes+=("draft:$f:$tokenizer:$k:$seconds"); done
+ours() { local limit=$1; shift; run "$limit" "$b/tests/bench-decode" "$config" --device "$device" "$@"; } # LIMIT MODE...
+drafts() { # FILE...: the modes that measure drafts on it
+    local f k; for f; do [ ! -e "$records/$f.json" ] || for k in ${DRAFTS:-15 31}; do echo "draft:$records/$f.json:$tokenizer:$k:$seconds"; done; done
+}
+memory() { # the GPU's memory at its fullest, while one sequence of the paper's length is begun
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 100 > "$log.memory" & local watch=$!
+    ours "$1" first:16384
+    kill "$watch"; wait "$watch" 2> /dev/null
+    echo "memory: $(sort -n "$log.memory" | tail -1) MiB at most, one sequence of 16,384 tokens, weights drawn on the device" | tee -a "$log"
+    rm -f "$log.memory"
+}
+loss() { # 8 bits against the weights as they are, a trained model
+    for w in native fp8; do
+        run "$1" "$b/bin/eval-loss" --model models/demo --data "$records/demo.json" --weights $w --device "$device" --json --db none -q > "$log.loss"
+        sed -n "s/.*\"loss\": *\([0-9.]*\).*/eval loss of models\/demo, $w, \1/p" "$log.loss" | tee -a "$log"
+        rm -f "$log.loss"
     done
-    f=$records/synth.json
-    part 300 "${modes[@]}"
-    part 100 "grammar:$f:$tokenizer:1:$new" "grammar:$f:$tokenizer:${many%:*}:$new"
-fi
-[ "$device" != cuda ] || part 60 --fp8 check one:$new
-[ "$device" != cuda ] || [ -z "$records" ] || part 60 --fp8 "draft:$records/golden.json:$tokenizer:31:$seconds"
+}
+for row in ${ROWS:-$all}; do
+    [[ " $all " = *" ${row%%:*} "* ]] || { echo "${row%%:*}: no such row; there are $all" >&2; exit 2; }
+done
+for row in ${ROWS:-$all}; do
+    limit=${row#*:} row=${row%%:*}
+    [ "$limit" != "$row" ] || limit=${LIMIT:-120}
+    case $row in peer|check|one|first|batch|lora|memory) ;; *) [ -n "$records" ] || { echo "$row: needs records"; continue; } ;; esac
+    # shellcheck disable=SC2046 # the modes are words
+    case $row in
+    peer) run "$limit" "${PYTHON:-python3}" tests/bench/peer_generate.py "$config" 1 32 2> /dev/null ;;
+    check) ours "$limit" check ;;
+    one) ours "$limit" one:$new ;;
+    first) ours "$limit" first:$first ;;
+    batch) ours "$limit" batch:$many ;;
+    lora) ours "$limit" --lora merged one:$new; ours "$limit" --lora unmerged one:$((new / 4)) ;;
+    draft) ours "$limit" $(drafts golden golden-long synth) ;;
+    grammar) ours "$limit" "grammar:$records/synth.json:$tokenizer:1:$grammar" "grammar:$records/synth.json:$tokenizer:${many%:*}:$grammar" ;;
+    fp8) ours "$limit" --fp8 check one:$new $(DRAFTS=31 drafts golden synth) ;;
+    loss) loss "$limit" ;;
+    memory) memory "$limit" ;;
+    esac
+done
 echo
 awk '
-function row(a, b, c) { printf "| %s | %s | %s |\n", a, b, c }
-function num(s, before) { match(s, before "[0-9.]+"); return substr(s, RSTART + length(before), RLENGTH - length(before)) }
-BEGIN { print "| what | tokens/s | |"; print "|---|---|---|" }
-/^Transformers/ { match($0, /batch [0-9]+/); n = substr($0, RSTART + 6, RLENGTH - 6); match($0, /: [0-9]+ tokens/); r = substr($0, RSTART + 2, RLENGTH - 9); peer[n] = r; row("Transformers, static cache, compiled, batch " n, r, ""); next }
+function add(a, b, c) { line[n_lines++] = "| " a " | " b " | " c " |" }
+function cut(pattern, left, right) { match($0, pattern); return substr($0, RSTART + left, RLENGTH - left - right) }
+/^Transformers/ { n = cut("batch [0-9]+", 6, 0); peer[n] = cut(": [0-9]+ tokens", 2, 7); add("Transformers, static cache, compiled, batch " n, peer[n], ""); next }
 / batch [0-9]+, prompt / {
-    who = /^adapter/ ? "ours, adapter " $2 : "ours"; sub(/;$/, "", who); match($0, /batch [0-9]+/); n = substr($0, RSTART + 6, RLENGTH - 6)
+    who = /^adapter/ ? "ours, adapter " $2 : "ours"; sub(/;$/, "", who); n = cut("batch [0-9]+", 6, 0)
     if (/ fp8 /) who = who ", 8-bit weights"
-    match($0, /prompts, [0-9]+ after/); r = substr($0, RSTART + 9, RLENGTH - 15)
-    row(who ", batch " n, r, n in peer ? sprintf("%.2f times Transformers", r / peer[n]) : ""); next }
-/ first token after / { match($0, /after [0-9]+: [0-9.]+/); split(substr($0, RSTART + 6, RLENGTH - 6), v, ": "); row("first token after a prompt of " v[1], "", v[2] " s"); next }
+    new = cut("[0-9]+ new", 0, 4)
+    add(who ", batch " n ", " new " new each", r = cut("prompts, [0-9]+ after", 9, 6), "with the prompts " cut("[0-9]+ tokens/s with", 0, 14)); rate[n_lines - 1] = r; of[n_lines - 1] = n; next }
+/ first token after / { n = cut("after [0-9]+:", 6, 1); add("first token after a prompt of " n, "", cut(": [0-9.]+ s", 2, 2) " s"); next }
+/ drafts of .*none of / { add("drafts, " cut("records of [^ ]+", 11, 0), "", "no record is short enough"); next }
 / drafts of / {
-    match($0, /drafts of [0-9]+/); k = substr($0, RSTART + 10, RLENGTH - 10); match($0, /, [0-9]+ tokens\/s/); r = substr($0, RSTART + 2, RLENGTH - 11)
-    match($0, /records of [^ ]+/); corpus = substr($0, RSTART + 11, RLENGTH - 11); sub(/\.json$/, "", corpus)
-    match($0, /context [0-9]+/); c = substr($0, RSTART + 8, RLENGTH - 8); match($0, /[0-9.]+ a step \(/); a = substr($0, RSTART, RLENGTH - 9); match($0, /[0-9.]+ ms a step/); ms = substr($0, RSTART, RLENGTH)
-    row((/ fp8 / ? "8-bit weights, " : "") "drafts of at most " k ", " corpus " (context " c ")", r, a " tokens a step, " ms); next }
-/ grammar, batch / { match($0, /batch [0-9]+/); n = substr($0, RSTART + 6, RLENGTH - 6); match($0, /each, .*: /); how = substr($0, RSTART + 6, RLENGTH - 8); match($0, /: [0-9]+ tokens/); r = substr($0, RSTART + 2, RLENGTH - 9)
-    match($0, /\([-+0-9.]+ % time\), [0-9]+ of [0-9]+ tokens changed/); row("grammar, batch " n ": " how, r, substr($0, RSTART, RLENGTH)); next }
-' "$log"
+    corpus = cut("records of [^ ]+", 11, 0); sub(/\.json$/, "", corpus)
+    add((/ fp8 / ? "8-bit weights, " : "") "drafts of at most " cut("drafts of [0-9]+", 10, 0) ", " cut("on [0-9]+ records", 3, 8) " records of " corpus " (context " cut("context [0-9]+", 8, 0) ")",
+        cut(", [0-9]+ tokens/s", 2, 9), cut("[0-9.]+ a step \\(", 0, 9) " tokens a step, " cut("[0-9.]+ ms a step", 0, 0)); next }
+/ grammar, batch / { add("grammar, batch " cut("batch [0-9]+", 6, 0) ": " cut("each, .*: ", 6, 2), cut(": [0-9]+ tokens", 2, 7), cut("\\([-+0-9.]+ % time\\), [0-9]+ of [0-9]+ tokens changed", 0, 0)); next }
+/^eval loss of / { add("eval loss of models/demo, weights " cut(", [a-z0-9]+,", 2, 1), "", $NF); next }
+/^memory: / { sub(/^memory: /, ""); add("GPU memory", "", $0); next }
+END {
+    print "| what | tokens/s | |"; print "|---|---|---|"
+    for (i = 0; i < n_lines; i++) { # Transformers may come last
+        s = line[i]
+        if (i in of && of[i] in peer) sub(/ \|$/, sprintf("; %.2f times Transformers |", rate[i] / peer[of[i]]), s)
+        print s
+    } }' "$log"
+[ ${#failed[@]} = 0 ] || { echo "not done, or not within their time: ${failed[*]}"; exit 1; }

@@ -4,9 +4,10 @@
 #   scripts/draft-records.sh BUILD OUT [TOKENIZER_DIR]
 #
 # OUT/golden.json     real files of up to 16,384 tokens with what is retrieved (GOLDEN= the folder with prep/files.tar.xz)
-# OUT/golden-long.json  eighteen of the longer ones
+# OUT/golden-long.json  at most eighteen of the longer ones, which with what is retrieved fit 32,768 tokens
 # OUT/synth.json      parts of `synth --seed 501` (PARTS=, 120)
-# OUT/compact.json    the same in the compact form, without retrieval, as models/demo writes them
+# OUT/compact.json    the same in the compact form, without retrieval
+# OUT/demo.json       forty others as models/demo knows them
 set -eu
 cd "$(dirname "$0")/.."
 bin=$PWD/$1/bin out=$2 tokenizer=${3:-../shared/tokenizers/qwen2.5} golden=${GOLDEN:-../shared/golden} encoder=${ENCODER:-third_party/minilm}
@@ -34,7 +35,8 @@ if [ -r "$golden/prep/files.tar.xz" ]; then
     "${PYTHON:-python3}" - "$work/all.json" "$out/golden.json" "$out/golden-long.json" << 'PY'
 import json, sys
 short = {r["id_original"] for r in json.load(open(sys.argv[2]))}
-long = [r for r in json.load(open(sys.argv[1])) if r["id_original"] not in short and len(r["output"]) < 60000]
+long = [r for r in json.load(open(sys.argv[1]))  # with what is retrieved within Qwen2.5's 32,768 tokens
+        if r["id_original"] not in short and len(r["output"]) + len(r["relavant_step_file"]) < 70000]
 json.dump(long[:: max(1, len(long) // 18)][:18], open(sys.argv[3], "w"), indent=4)
 PY
 fi
@@ -43,3 +45,7 @@ fi
 pairs "$work/named" "$work/synth/captions.csv" "$out/synth.json"
 "$bin/step-restructure" "$work/synth/steps" --compact --out "$work/compact" "${quiet[@]}" > /dev/null
 "$bin/rag-pairs" --captions "$work/synth/captions.csv" --steps "$work/compact" --top-k 0 --out "$out/compact.json" "${quiet[@]}" > /dev/null
+# The records of a trained model, for what 8-bit weights change in its loss: no part of models/demo's corpus has this seed.
+"$bin/synth" --count 40 --seed 502 --captions varied --exclude-families pulley,u-bracket,stairs --out "$work/own" "${quiet[@]}" > /dev/null
+"$bin/step-restructure" "$work/own/steps" --compact --no-annotations --out "$work/own/compact" "${quiet[@]}" > /dev/null
+"$bin/rag-pairs" --captions "$work/own/captions.csv" --steps "$work/own/compact" --top-k 0 --out "$out/demo.json" "${quiet[@]}" > /dev/null

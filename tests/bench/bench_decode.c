@@ -368,8 +368,11 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k, double li
     }
     if (rc < 0)
         die("records");
-    double n = (double)(steps ? steps : 1);
-    printf("%s%s drafts of %lld on %lld records of %s (%.0f s, context %.0f): %lld tokens in %lld steps, %.2f a step (%.2f guessed), %.3f ms a step (%.3f + %.4f n), %.0f tokens/s; "
+    double n = (double)steps;
+    if (!files)
+        printf("%s drafts of %lld: none of the records of %s fits %lld tokens\n", w ? w->name : "no model", (long long)k, pairs, (long long)info.max_tokens);
+    else
+        printf("%s%s drafts of %lld on %lld records of %s (%.0f s, context %.0f): %lld tokens in %lld steps, %.2f a step (%.2f guessed), %.3f ms a step (%.3f + %.4f n), %.0f tokens/s; "
            "%.0f with the prompts; drafting %.1f us a step, prompts included\n", w ? w->name : "no model", fp8 ? " fp8" : "", (long long)k, (long long)files,
            strrchr(pairs, '/') ? strrchr(pairs, '/') + 1 : pairs, seconds,
            (double)context / n, (long long)tokens, (long long)steps, (double)tokens / n, (double)guessed / n, seconds * 1e3 / n, cost.pass * 1e3, cost.column * 1e3,
