@@ -27,11 +27,11 @@ step "1/4  Data: $(ls datasets/sample/steps | wc -l) parts and their captions be
 $make --no-print-directory data RAW=datasets/sample NAME=demo MODEL=demo
 
 step "2/4  Training: a LoRA adapter for the small model in models/demo"
-# An adapter of other records or of another model is no use: it would be refused.
-made_of=$(cat $work/train.json $work/val.json models/demo/* configs/demo.conf | sha256sum)
+# An adapter of other records or of another model is no use: it would be refused; and parts of captions that are gone would be scored.
+made_of=$(cat $work/*.json models/demo/* configs/demo.conf | sha256sum)
 if [ -d $adapter ] && [ "$(cat $adapter/.made-of 2> /dev/null)" != "$made_of" ]; then
     echo "train: the sample, the model or its settings changed since $adapter was made: it is made anew" >&2
-    rm -rf $adapter
+    rm -rf $adapter runs/eval/demo-base-model-demo runs/eval/demo-base-model---adapter-demo
 fi
 mkdir -p $adapter
 echo "$made_of" > $adapter/.made-of
