@@ -101,7 +101,9 @@ static void add_request(struct generator *g, const char *id, const char *text, c
                                     .retrieved = retrieved ? xstrdup(retrieved) : NULL};
     struct request *q = &g->q[g->n - 1];
     size_t n = strlen(text);
-    if (n > MAX_CAPTION)
+    if (!text[strspn(text, " \t\r\n")])
+        q->why = xstrdup("empty: the caption is empty");
+    else if (n > MAX_CAPTION)
         q->why = xasprintf("too_long: the caption has %zu bytes, %d are the most", n, MAX_CAPTION);
     else if (!utf8_valid(text, n))
         q->why = xstrdup("not_utf8: the caption is not UTF-8");
@@ -157,6 +159,37 @@ static int check_id(const char *id)
     return ERR_OK;
 }
 
+static int by_id(const void *a, const void *b)
+{
+    const struct request *const *p = a, *const *q = b;
+    int c = strcmp((*p)->id, (*q)->id);
+    return c ? c : (*p > *q) - (*p < *q);
+}
+
+/* Parts of one id would have one file. */
+static void check_twice(struct generator *g)
+{
+    struct request **v = xmalloc((g->n + 1) * sizeof *v);
+    bool *twice = xcalloc(g->n + 1, sizeof *twice);
+    for (size_t i = 0; i < g->n; i++)
+        v[i] = &g->q[i];
+    qsort(v, g->n, sizeof *v, by_id);
+    for (size_t i = 1; i < g->n; i++)
+        if ( !strcmp(v[i]->id, v[i - 1]->id))
+            twice[v[i] - g->q] = true;
+    for (size_t i = 0; i < g->n; i++)
+        if (twice[i]) { /* under a name of its own, so that the first one's row in runs.db stays */
+            struct request *q = &g->q[i];
+            char *id = xasprintf("%s (caption %zu)", q->id, i + 1);
+            free(q->why);
+            q->why = xasprintf("twice: an earlier caption has the id %s, and its file", q->id);
+            free(q->id);
+            q->id = id;
+        }
+    free(twice);
+    free(v);
+}
+
 static int read_requests(struct generator *g)
 {
     int rc = ERR_OK;
@@ -174,6 +207,7 @@ static int read_requests(struct generator *g)
         rc = path_has_suffix(captions_file, ".json") ? read_records(g) : read_csv(g);
     for (size_t i = 0; i < g->n && rc == ERR_OK; i++)
         rc = check_id(g->q[i].id);
+    check_twice(g);
     if (rc == ERR_OK && !g->n)
         rc = err_set(ERR_FORMAT, "%s: holds no caption", captions_file);
     if (rc < 0)

@@ -279,20 +279,20 @@ static int make_pages(struct cuda *c, const struct engine_options *o, int64_t ma
     int64_t want = c->max_pages * c->n_places;
     d->layer_elems = (int64_t)d->kv_heads * 2 * DK_PAGE * d->hd;
     d->page_elems = d->layer_elems * d->layers;
-    size_t page = (size_t)d->page_elems * 2, used, peak, left, budget = o->cache_bytes;
+    size_t page = (size_t)d->page_elems * 2, used, peak, reading = 0, left = o->cache_bytes, budget = left;
     if (!budget && c->device == TH_CUDA) {
         th_memory(c->device, &used, &peak, &left);
         /* what reading the longest prompt takes: its own keys and values, and some ten wide rows a token */
         size_t row = (size_t)(c->m->cfg.d_ff * 3 + c->m->cfg.d_model * 12) * 2 + page / DK_PAGE;
-        size_t reading = (size_t)max_tokens * row + ((size_t)512 << 20);
+        reading = (size_t)max_tokens * row + ((size_t)512 << 20);
         budget = left > reading ? (left - reading) / 20 * 19 : 0;
     }
     c->n_pages = !budget || (size_t)want * page <= budget ? want : (int64_t)(budget / page);
     if (!budget && c->device == TH_CUDA)
         c->n_pages = 0;
     if (c->n_pages < c->max_pages)
-        return err_set(ERR_NOMEM, "keys and values of one sequence of %lld tokens need %.2f GB, there are %.2f GB: lower --max-new-tokens",
-                       (long long)max_tokens, (double)(size_t)c->max_pages * (double)page / 1e9, (double)budget / 1e9);
+        return err_set(ERR_NOMEM, "keys and values of one sequence of %lld tokens need %.0f MB and its reading %.0f MB, %.0f MB are free: lower --max-new-tokens, or take --device cpu",
+                       (long long)max_tokens, (double)(size_t)c->max_pages * (double)page / 1e6, (double)reading / 1e6, (double)left / 1e6);
     while (!(d->pool = hold(c, (size_t)c->n_pages * page))) { /* memory in pieces */
         if ((c->n_pages = c->n_pages * 3 / 4) < c->max_pages)
             return err_wrap("keys and values of %lld tokens: lower --max-new-tokens or --batch", (long long)max_tokens);

@@ -74,8 +74,8 @@ static int no_room(const struct session_options *o, enum th_device device)
     size_t used, peak, left = 0;
     if (device == TH_CUDA)
         th_memory(device, &used, &peak, &left);
-    return device == TH_CUDA ? err_set(ERR_NOMEM, "%s: the weights do not fit into the GPU's memory, of which %.1f GB are free: end what else is there, or take --device cpu",
-                                       o->model, (double)left / 1e9) :
+    return device == TH_CUDA ? err_set(ERR_NOMEM, "%s: the weights do not fit into the GPU's memory, of which %.0f MB are free: end what else is there, or take --device cpu",
+                                       o->model, (double)left / 1e6) :
                                err_set(ERR_NOMEM, "%s: the weights do not fit into memory", o->model);
 }
 

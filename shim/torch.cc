@@ -155,14 +155,14 @@ int th_device_open(const char *name, th_device *out)
     if (!lib)
         lib = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
     if (!lib)
-        return any ? ERR_OK : err_set(ERR_EXTERN, "cannot load libtorch's CUDA part: %s (see make info)", dlerror());
+        return any ? ERR_OK : err_set(ERR_EXTERN, "no GPU can be used, libtorch's CUDA part does not load: %s: take --device cpu, or see make info", dlerror());
     int rc = run([&] {
         at::globalContext().lazyInitDevice(at::kCUDA);
         if (at::globalContext().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0)
             *out = TH_CUDA;
     });
     if (rc == ERR_OK && *out != TH_CUDA)
-        rc = err_set(ERR_EXTERN, "no CUDA device is visible");
+        rc = err_set(ERR_EXTERN, "no CUDA device is visible: take --device cpu");
     return any ? ERR_OK : rc;
 }
 

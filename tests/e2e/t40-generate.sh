@@ -174,16 +174,18 @@ expect 3 "$missing" "$BIN/generate" --model shards --caption x --out no --db non
 head -c 1000 tiny/model.safetensors > cut; cp -r tiny half; cp cut half/model.safetensors
 expect 3 "half/model.safetensors" "$BIN/generate" --model half --caption x --out no --db none -q
 python3 -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2> /dev/null || \
-    { [ -e /dev/nvidia0 ] || expect 3 "CUDA" "${g[@]}" --caption x --device cuda; }
+    { [ -e /dev/nvidia0 ] || expect 3 "take --device cpu" "${g[@]}" --caption x --device cuda; }
 # a bad record is an item's failure; the others are made
 python3 - <<'P'
 import json
 json.dump([{"id_original": "good", "caption": "Part.", "output": "DATA;"}, {"id_original": "lengthy", "caption": "word " * 2000, "output": "DATA;"},
-           {"id_original": "vast", "caption": "x" * 100000, "output": "DATA;"}, {"id_original": "last", "caption": "Part.", "output": "DATA;"}], open("mixed.json", "w"))
+           {"id_original": "vast", "caption": "x" * 100000, "output": "DATA;"}, {"id_original": "last", "caption": "Part.", "output": "DATA;"},
+           {"id_original": "good", "caption": "Another.", "output": "DATA;"}, {"id_original": "none", "caption": " ", "output": "DATA;"}], open("mixed.json", "w"))
 P
 "$BIN/generate" --model tiny --captions mixed.json --out mixed --max-new-tokens 20 --db m.db -q > /dev/null 2> err.txt; rc=$?
 [ $rc = 1 ] || fail "mixed: exit $rc ($(cat err.txt))"
 [ "$(cd mixed && echo *.step)" = "good.step last.step" ] || fail "mixed: $(ls mixed)"
 grep -q "lengthy: too_long: the prompt has" err.txt && grep -q "vast: too_long: the caption has 100000 bytes" err.txt || fail "mixed: $(cat err.txt)"
-[ "$(sqlite3 m.db "SELECT group_concat(item || ' ' || state, ', ') FROM (SELECT * FROM items ORDER BY item)")" = "good done, last done, lengthy failed, vast failed" ] || fail "runs.db of mixed"
+grep -q "good (caption 5): twice: an earlier caption has the id good" err.txt && grep -q "none: empty: the caption is empty" err.txt || fail "mixed: $(cat err.txt)"
+[ "$(sqlite3 m.db "SELECT group_concat(item || ' ' || state, ', ') FROM (SELECT * FROM items ORDER BY item)")" = "good done, good (caption 5) failed, last done, lengthy failed, none failed, vast failed" ] || fail "runs.db of mixed"
 echo ok
