@@ -1217,6 +1217,14 @@ static double guess_symbol(struct draft *d, const char *have, size_t n_have)
     return chance;
 }
 
+int64_t draft_wide(const int *wide, int64_t n)
+{
+    for (; wide && *wide; wide++)
+        if (*wide >= n)
+            return *wide;
+    return n;
+}
+
 size_t draft_guess(struct draft *d, int32_t *out, size_t n, const struct draft_cost *cost)
 {
     struct place p = d->p;
@@ -1275,18 +1283,21 @@ size_t draft_guess(struct draft *d, int32_t *out, size_t n, const struct draft_c
         if (tok_encode(d->t, d->more.s + known, d->more.n - known, false, &d->ids) < 0)
             return 0;
     }
-    size_t got = 0, at = known, k = 0;
-    double worth = 1;
+    size_t got = 0, take = 0, at = known, k = 0;
+    double worth = 1, best = cost ? 1 / (cost->pass + cost->column * (double)draft_wide(cost->wide, 1)) : 0;
     for (size_t i = skip; i < d->ids.n && got < n; i++) {
         size_t bytes = 0;
         tok_bytes(d->t, d->ids.v[i], &bytes);
         at += bytes;
         while (k + 1 < n_to && to[k].end < at)
             k++;
-        if (cost && to[k].chance * (cost->pass + cost->column * (double)(got + 1)) < cost->column * worth)
-            break;
-        worth += to[k].chance;
         out[got++] = d->ids.v[i];
+        worth += to[k].chance;
+        double rate = cost ? worth / (cost->pass + cost->column * (double)draft_wide(cost->wide, (int64_t)got + 1)) : worth;
+        if (rate > best) {
+            best = rate;
+            take = got;
+        }
     }
-    return got;
+    return take;
 }

@@ -28,12 +28,15 @@ struct draft *draft_new(const struct tok *t, const struct draft *like);
 void draft_free(struct draft *d); /* NULL is fine */
 void draft_add(struct draft *d, int32_t id);
 
-/* What verifying costs, in any unit: a pass over n columns takes pass + column n. */
+/* What verifying costs, in any unit: a pass over n columns takes pass + column n; where passes come in some sizes alone, wide has
+ * those, growing and ended by a 0, and n is the least of them that will do (NULL: every n). */
 struct draft_cost {
     double pass, column;
+    const int *wide;
 };
+int64_t draft_wide(const int *wide, int64_t n);
 
-/* Up to n tokens into out; how many.  A token is left out whose chance is not worth its column (cost NULL: columns are free).
+/* Up to n tokens into out; how many.  Their number is the one that promises the most tokens for a pass's cost (cost NULL: columns are free).
  * The text as it is known is not changed. */
 size_t draft_guess(struct draft *d, int32_t *out, size_t n, const struct draft_cost *cost);
 

@@ -109,7 +109,8 @@ void engine_learn_cost(struct engine_timing *k, int64_t n, double t, struct draf
         return;
     double column = (k->w * k->nt - k->n * k->t) / spread, most = mean * k->w / k->n;
     column = column > 0.001 * mean ? column < most ? column : most : 0.001 * mean;
-    *cost = (struct draft_cost){.pass = mean - column * k->n / k->w, .column = column};
+    cost->pass = mean - column * k->n / k->w;
+    cost->column = column;
 }
 
 /* ---- sequences ---- */
@@ -271,7 +272,8 @@ static int64_t columns(struct engine *e, struct seq *s, int64_t most, struct eng
     most = most < s->q.draft + 1 ? most : s->q.draft + 1;
     if (s->draft && most > 1) {
         n += (int64_t)draft_guess(s->draft, guess, (size_t)(most - 1 < 64 ? most - 1 : 64),
-                                  &(struct draft_cost){.pass = e->cost.pass / (double)e->n_active, .column = e->cost.column});
+                                  &(struct draft_cost){.pass = e->cost.pass / (double)e->n_active, .column = e->cost.column,
+                                                       .wide = e->n_active == 1 ? e->way.wide : NULL});
         for (int64_t i = 1; i < n; i++)
             c[i] = (struct engine_column){(int32_t)s->place, guess[i - 1], c[0].pos + (int32_t)i};
         s->result.drafted += n - 1;
@@ -325,7 +327,7 @@ static int step_group(struct engine *e, struct seq **v, int64_t n_seqs)
     int rc = e->way.step(&e->way, e->col, n, logits);
     if (rc == ERR_OK)
         rc = e->way.choose(&e->way, 0, n, e->choice, e->chosen);
-    engine_learn_cost(&e->timing, n, now_s() - t, &e->cost);
+    engine_learn_cost(&e->timing, draft_wide(e->way.wide, n), now_s() - t, &e->cost);
     for (int64_t i = 0; i < n_seqs && rc == ERR_OK; i++)
         rc = take(e, v[i], from[i], from[i + 1] - from[i]);
     return rc;

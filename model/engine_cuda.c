@@ -25,8 +25,8 @@ struct place {
 };
 
 /* Steps of up to so many columns have plans of their own. */
-static const int columns[] = {1, 8, 16, 32};
-enum { COLS = ARRAY_LEN(columns) };
+static const int columns[] = {1, 8, 16, 32, 0};
+enum { COLS = ARRAY_LEN(columns) - 1 };
 #define MOST_KERNELS(layers) (2 + 6 * (layers)) /* of a plan */
 
 struct cuda {
@@ -520,6 +520,7 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
     c->n_places = o->max_batch ? o->max_batch : 1;
     c->max_pages = (tokens + DK_PAGE - 1) / DK_PAGE;
     out->max_a_place = out->max_columns;
+    out->wide = columns;
     c->places = xcalloc((size_t)c->n_places, sizeof *c->places);
     for (int64_t i = 0; i < c->n_places; i++)
         c->places[i].pages = xcalloc((size_t)c->max_pages, sizeof *c->places[i].pages);

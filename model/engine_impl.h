@@ -23,6 +23,7 @@ struct engine_choice {
 struct engine_way {
     const char *name;
     int64_t max_columns;     /* of a step */
+    const int *wide;         /* the numbers of columns that a step is computed for, as in draft_cost (NULL: each) */
     int64_t max_a_place;     /* of a place in a step: 1 if it cannot verify drafts */
     size_t weight_bytes, cache_bytes;
     void *state;

@@ -308,7 +308,7 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k, double li
     struct engine *e = m ? open_engine(1, 32768, false) : NULL;
     struct engine_way *w = e ? engine_way_of(e) : NULL;
     struct engine_timing timing = {0};
-    struct draft_cost cost = {.pass = 1, .column = 0.02};
+    struct draft_cost cost = {.pass = 1, .column = 0.02, .wide = w ? w->wide : NULL};
     int64_t tokens = 0, steps = 0, files = 0, guessed = 0, context = 0;
     double seconds = 0, drafting = 0, prompts = 0;
     int rc;
@@ -351,7 +351,7 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k, double li
             if (w && (w->step(w, col, n, false) < 0 || w->choose(w, 0, n, choice, out) < 0))
                 die("step");
             if (w)
-                engine_learn_cost(&timing, n, now_s() - t1, &cost);
+                engine_learn_cost(&timing, draft_wide(w->wide, n), now_s() - t1, &cost);
             int64_t i = 0;
             t1 = now_s();
             do

@@ -1,8 +1,8 @@
 /* bench-draft TOKENIZER [-k N] [--no-retrieval] [--cost MS:MS] [--limit N] PAIRS.json...: how good the drafts of model/draft.c are, without a model.
  *
  * The tokens of each record's true part stand in for what a model chooses: a pass gives the tokens that the draft got right
- * and one more.  --cost A:B: a pass over n columns takes A + B n ms; with it the draft's length is chosen as the engine does, and
- * tokens/s are what such passes and the drafting itself would give. */
+ * and one more.  --cost A:B[:wide]: a pass over n columns takes A + B n ms; with it the draft's length is chosen as the engine does, and
+ * tokens/s are what such passes and the drafting itself would give; :wide, where passes are for 1, 8, 16, 32 or 64 columns. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@ enum kind { KEYWORD, DEFINITION, REFERENCE, NUMBER, STRING, ENUMERATION, COMMENT
 static const char *const kind_name[N_KINDS] = {"keyword", "definition", "reference", "number", "string", "enumeration", "comment", "punctuation", "other"};
 
 struct sums {
-    int64_t files, tokens, passes, guessed, of[N_KINDS], wrong[N_KINDS], none[N_KINDS], full;
+    int64_t files, tokens, passes, guessed, columns, of[N_KINDS], wrong[N_KINDS], none[N_KINDS], full;
     double seconds, first_s;
 };
 
@@ -90,6 +90,7 @@ static void one(const struct tok *t, const struct pair *p, struct sums *sum)
         int32_t guess[64];
         size_t n = draft_guess(d, guess, (size_t)most, &cost), hit = 0;
         sum->guessed += (int64_t)n;
+        sum->columns += draft_wide(cost.wide, (int64_t)n + 1);
         sum->passes++;
         for (;;) {
             size_t k = 0;
@@ -132,7 +133,7 @@ static void one(const struct tok *t, const struct pair *p, struct sums *sum)
 
 static void show(const char *name, const struct sums *s)
 {
-    double n = (double)s->passes, ms = cost.pass * n + cost.column * (n + (double)s->guessed);
+    double n = (double)s->passes, ms = cost.pass * n + cost.column * (double)s->columns;
     printf("%s: %lld records, %lld tokens, %lld passes: %.2f tokens a pass, %.2f guessed; %.1f us a pass for drafting; at %.2f + %.3f n ms a pass %.0f tokens/s\n",
            name, (long long)s->files, (long long)s->tokens, (long long)s->passes, (double)s->tokens / n, (double)s->guessed / n, s->seconds * 1e6 / n,
            cost.pass, cost.column, (double)s->tokens / (ms / 1e3 + s->seconds));
@@ -160,8 +161,10 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--limit") && i + 1 < argc)
             limit = atoll(argv[++i]);
         else if (!strcmp(argv[i], "--cost") && i + 1 < argc) {
-            if (sscanf(argv[++i], "%lf:%lf", &cost.pass, &cost.column) != 2)
-                return fprintf(stderr, "--cost A:B is due\n"), 2;
+            static const int wide[] = {1, 8, 16, 32, 64, 0};
+            cost.wide = strstr(argv[++i], ":wide") ? wide : NULL;
+            if (sscanf(argv[i], "%lf:%lf", &cost.pass, &cost.column) != 2)
+                return fprintf(stderr, "--cost A:B[:wide] is due\n"), 2;
         } else if (!t) {
             if (tok_load(argv[i], &t) < 0)
                 die("tokenizer");
@@ -181,7 +184,7 @@ int main(int argc, char **argv)
         }
     }
     if (!t)
-        return fprintf(stderr, "usage: bench-draft TOKENIZER [-k N] [--no-retrieval] [--cost A:B] [--limit N] [--misses] PAIRS.json...\n"), 2;
+        return fprintf(stderr, "usage: bench-draft TOKENIZER [-k N] [--no-retrieval] [--cost A:B[:wide]] [--limit N] [--misses] PAIRS.json...\n"), 2;
     tok_free(t);
     return 0;
 }

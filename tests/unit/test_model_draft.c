@@ -153,9 +153,19 @@ static void dear_columns_are_fewer(void **state)
     for (int k = 0; k < 6; k++)
         square(&b, &id, k, false);
     add(d, b.s);
-    size_t cheap = draft_guess(d, out, 60, &(struct draft_cost){1, 0.001}), dear = draft_guess(d, out, 60, &(struct draft_cost){1, 1});
+    size_t cheap = draft_guess(d, out, 60, &(struct draft_cost){1, 0.001, NULL}), dear = draft_guess(d, out, 60, &(struct draft_cost){1, 1, NULL});
     assert_true(cheap > dear);
     assert_in_range(draft_guess(d, out, 3, NULL), 1, 3);
+    /* Where a pass is for 1, 8 or 32 columns, what is guessed fills one of them unless the guesses end before. */
+    static const int wide[] = {1, 8, 32, 0};
+    size_t all = draft_guess(d, out, 31, NULL), some = draft_guess(d, out, 31, &(struct draft_cost){1, 0.2, wide});
+    assert_int_equal(all, 31);
+    assert_true(some == 7 || some == 31);
+    assert_int_equal(draft_guess(d, out, 60, &(struct draft_cost){0, 1, wide}), 0);
+    assert_int_equal(draft_wide(wide, 1), 1);
+    assert_int_equal(draft_wide(wide, 9), 32);
+    assert_int_equal(draft_wide(wide, 33), 33);
+    assert_int_equal(draft_wide(NULL, 9), 9);
     assert_int_equal(draft_guess(d, out, 0, NULL), 0);
     draft_free(d);
     buf_release(&b);
