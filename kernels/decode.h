@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_MAX_COLS = 32, DK_FEW = 32, DK_MARKS = 6 };
+enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_MAX_COLS = 32, DK_FEW = 128, DK_MARKS = 6 };
 /* The products of a layer, and the head. */
 enum dk_kind { DK_QKV, DK_OUT, DK_GATE_UP, DK_DOWN, DK_HEAD };
 
@@ -52,7 +52,8 @@ struct dk_seq {
     int32_t col, n;                        /* its first column, how many */
     int32_t pos;                           /* of the first */
     int32_t parts;                         /* with its keys, of DK_PART each: (pos + n - 1) / DK_PART + 1 */
-    int32_t unit;                          /* attention units of the sequences before it: sum of parts * kv_heads */
+    int32_t split;                         /* 1, or attention units of 16 rows (a column and a head each) for every part and kv head */
+    int32_t unit;                          /* attention units of the sequences before it: sum of parts * kv_heads * split */
 };
 struct dk_step {
     int32_t cols, seqs, units;
@@ -73,13 +74,14 @@ struct dk_work {
     float *part, *ml;                      /* [cols][heads][max_pages * DK_PARTS][hd], {m, l} */
     float *logits;                         /* [cols][rows to 16] */
     float *best;                           /* [grid][nc]{ value, id } */
+    uint32_t *arrived;                     /* [cols * heads] units of a sequence that are done; zeros between kernels */
     uint32_t *taken;                       /* [kernels of a plan] tiles of a product that were given out */
     uint64_t *trace;                       /* NULL, or [kernels of a plan][DK_MARKS]: nanoseconds at which the first and the last block
                                             * began, went on after the wait for the kernel before, and ended */
 };
 
-/* How attention goes: parts added up by whoever wants the sum (at most DK_FEW parts, over the columns), by a kernel of their own,
- * and with keys and values shared by the many columns of a sequence. */
+/* How attention goes: the last block of a sequence adds the parts up (at most DK_FEW of all rows of a unit), a kernel of its own does, and
+ * that with keys and values in shared memory for the many columns of a sequence. */
 enum dk_way { DK_WAY_FEW, DK_WAY_MANY, DK_WAY_WIDE, DK_WAYS };
 
 /* Every launcher returns a cudaError_t; stream is a cudaStream_t. */

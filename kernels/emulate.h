@@ -175,6 +175,23 @@ template <typename T> static inline T __shfl_xor_sync(unsigned, T v, int o)
     memcpy(&v, &u, 4);
     return v;
 }
+template <typename T> static inline T __shfl_sync(unsigned, T v, int lane)
+{
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    u = emu_exchange(&u, 1)[lane][0];
+    memcpy(&v, &u, 4);
+    return v;
+}
+static inline uint32_t __ballot_sync(unsigned, bool v)
+{
+    uint32_t u = v, all = 0, (*in)[8] = emu_exchange(&u, 1);
+    for (int i = 0; i < 32; i++)
+        all |= in[i][0] << i;
+    return all;
+}
+static inline int __popc(uint32_t v) { return __builtin_popcount(v); }
+static inline void __threadfence() {}
 template <typename T> static inline T __ldcg(const T *p) { return *p; }
 template <typename T, typename U> static inline T atomicAdd(T *p, U v)
 {

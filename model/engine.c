@@ -486,9 +486,7 @@ int engine_new(struct model *m, const struct engine_options *o, struct engine **
         rc = engine_aten(m, &k, &e->way);
     if (rc < 0) {
         free(e);
-        return rc == ERR_NOMEM && !strstr(err_text(), "lower --") ?
-                   err_set(ERR_NOMEM, "no room on the device for %lld sequences of %lld tokens beside the weights: lower --batch or --max-new-tokens, or take --device cpu",
-                           (long long)k.max_batch, (long long)k.max_tokens) : rc;
+        return rc;
     }
     size_t most = (size_t)(e->way.max_columns > 64 ? e->way.max_columns : 64);
     e->place = xcalloc((size_t)e->max_batch, sizeof *e->place);

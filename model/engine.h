@@ -39,7 +39,7 @@ struct engine_options {
     const struct tok *tok;   /* for drafts; NULL: they know nothing of numbers */
     bool fp8;                /* weights in e4m3 with a scale a row (CUDA) */
     bool plain;              /* the third way in any case: what tests compare with */
-    bool many;               /* few columns are treated as many are (tests: it changes nothing) */
+    int many;                /* 1, 2: few columns are treated as many are, those of one sequence too (tests: it changes nothing) */
     bool emulate;            /* the first way, on the CPU, with a library of emulated kernels (tests) */
     size_t cache_bytes;      /* for keys and values; 0: what max_batch and max_tokens ask for, within what is free */
     int threads;             /* CPU; 0: all cores */

@@ -27,6 +27,7 @@ struct place {
 /* Steps of up to so many columns have plans of their own. */
 static const int columns[] = {1, 8, 16, 32, 0};
 enum { COLS = ARRAY_LEN(columns) - 1 };
+enum { ATTEND_BLOCKS = 3 };           /* of a multiprocessor */
 #define MOST_KERNELS(layers) (2 + 6 * (layers)) /* of a plan */
 
 struct cuda {
@@ -35,7 +36,7 @@ struct cuda {
     struct dk_model dm;
     struct dk_work work;
     enum th_device device;
-    bool many;
+    int many;
     struct dk_layer *layers;
     void *plan[COLS][DK_WAYS];
     int sms, smem, nc;                /* nc and way: of the last step */
@@ -185,7 +186,7 @@ static int scratch(struct cuda *c)
         !(w->ao = hold(c, n * kq * 2)) || !(w->act = hold(c, n * kf * 2)) || !(w->sumsq = hold(c, kd / 16 * n * 4)) ||
         !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) || !(w->part = hold(c, n * parts * (size_t)d->hd * 4)) ||
         !(w->ml = hold(c, n * parts * 8)) || !(w->logits = hold(c, n * rows * 4)) || !(w->best = hold(c, (size_t)c->sms * n * 8)) ||
-        !(w->taken = hold(c, (size_t)MOST_KERNELS(d->layers) * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
+        !(w->arrived = hold(c, n * (size_t)d->heads * 4)) || !(w->taken = hold(c, (size_t)MOST_KERNELS(d->layers) * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
         !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
         return err_code();
     int rc = c->f.k_host_alloc(sizeof *c->step + n * (size_t)c->max_pages * 4, (void **)&c->step);
@@ -366,18 +367,25 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
         s->seq[s->seqs - 1].n++;
         s->seq_of[i] = s->seqs - 1;
     }
+    int64_t group = c->dm.heads / c->dm.kv_heads, units = 0, few = 0, most = 0;
     for (int i = 0; i < s->seqs; i++) {
-        s->seq[i].parts = (s->seq[i].pos + s->seq[i].n - 1) / DK_PART + 1;
-        s->seq[i].unit = s->units;
-        s->units += s->seq[i].parts * c->dm.kv_heads;
+        struct dk_seq *q = &s->seq[i];
+        int64_t rows = q->n * group;
+        q->parts = (q->pos + q->n - 1) / DK_PART + 1;
+        q->split = (int32_t)(rows + 15) / 16;
+        units += q->parts * c->dm.kv_heads * q->split;
+        rows = rows < 16 ? rows : 16;
+        few = rows * q->parts > few ? rows * q->parts : few;
+        most = q->split > most ? q->split : most;
     }
-    int64_t parts = 0, rows = 0; /* over the columns; the most rows that share keys */
+    /* keys and values are read from the second-level cache for each 16 rows, or once into shared memory */
+    c->way = c->many == 1 ? DK_WAY_MANY : c->many || (most > 2 && units > ATTEND_BLOCKS * c->sms) ? DK_WAY_WIDE : few > DK_FEW ? DK_WAY_MANY : DK_WAY_FEW;
     for (int i = 0; i < s->seqs; i++) {
-        parts += (int64_t)s->seq[i].n * s->seq[i].parts;
-        rows = rows > s->seq[i].n ? rows : s->seq[i].n;
+        struct dk_seq *q = &s->seq[i];
+        q->split = c->way == DK_WAY_WIDE ? 1 : q->split;
+        q->unit = s->units;
+        s->units += q->parts * c->dm.kv_heads * q->split;
     }
-    rows *= c->dm.heads / c->dm.kv_heads;
-    c->way = c->many || rows > 2 * 16 ? DK_WAY_WIDE : parts <= DK_FEW ? DK_WAY_FEW : DK_WAY_MANY;
     int i = 0;
     while (columns[i] < n || (c->many && i < COLS - 1 && columns[i + 1] <= w->max_columns))
         i++;
@@ -526,7 +534,12 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
         c->places[i].pages = xcalloc((size_t)c->max_pages, sizeof *c->places[i].pages);
     if (rc == ERR_OK && (rc = weights(c, o->fp8)) == ERR_OK)
         out->weight_bytes = c->bytes;
-    if (rc == ERR_OK && (rc = angles(c, c->max_pages * DK_PAGE)) == ERR_OK && (rc = scratch(c)) == ERR_OK)
+    if (rc == ERR_OK && (rc = angles(c, c->max_pages * DK_PAGE)) == ERR_OK)
+        rc = scratch(c);
+    if (rc == ERR_NOMEM)
+        rc = err_set(ERR_NOMEM, "no room on the device for %lld sequences of %lld tokens beside the weights: lower --batch or --max-new-tokens, or take --device cpu",
+                     (long long)c->n_places, (long long)tokens);
+    if (rc == ERR_OK)
         rc = make_pages(c, o, tokens);
     out->cache_bytes = (size_t)c->n_pages * (size_t)c->dm.page_elems * 2;
     if (rc < 0) {

@@ -33,8 +33,8 @@
 #include "model/engine_impl.h"
 
 static struct model *m;
-static bool fp8, plain, many;
-static int threads;
+static bool fp8, plain;
+static int threads, many;
 
 static void die(const char *what)
 {
@@ -513,7 +513,7 @@ int main(int argc, char **argv)
     for (; i < argc && !strncmp(argv[i], "--", 2); i++) {
         fp8 |= !strcmp(argv[i], "--fp8");
         plain |= !strcmp(argv[i], "--plain");
-        many |= !strcmp(argv[i], "--many");
+        many += !strcmp(argv[i], "--many");
         if (!strcmp(argv[i], "--threads") && i + 1 < argc)
             threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--device") && i + 1 < argc)
