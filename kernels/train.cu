@@ -94,16 +94,6 @@ __device__ __forceinline__ float largest(const float *v, float top)
     return top;
 }
 
-// 8 values rounded to bfloat16, two at a time
-__device__ __forceinline__ void round_all(float *v)
-{
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-        float2 r = __bfloat1622float2(__floats2bfloat162_rn(v[i], v[i + 1]));
-        v[i] = r.x, v[i + 1] = r.y;
-    }
-}
-
 // ---- norms: a row is worked by blockDim.x threads (whole warps), a block has blockDim.y rows ----
 
 struct sum_of {
@@ -134,7 +124,7 @@ template <class Op> __device__ __forceinline__ float over_row(float v, float *sh
 
 template <typename T, int C> // C: how often the threads of a row span it
 __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, const T *add, const T *w, float eps, T *sum, T *y,
-                                            int64_t ld_y, float *rstd, uint8_t *q, float *qs)
+                                            int64_t ld_y, float *rstd, uint8_t *q, int64_t ld_q, float *qs)
 {
     __shared__ float shared[8];
     for (int64_t at = (int64_t)blockIdx.x * blockDim.y; at < rows; at += (int64_t)gridDim.x * blockDim.y) {
@@ -190,7 +180,7 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
         for (int c = 0; c < C; c++) {
             int j = (c * blockDim.x + threadIdx.x) * 8;
             if (on && j < d)
-                store_q(q + row * d + j, v[c], inverse);
+                store_q(q + row * ld_q + j, v[c], inverse);
         }
     }
 }
@@ -201,7 +191,7 @@ template <typename T> struct eight {
 };
 
 // A block a row, which its threads keep in registers, C times 8 values each.
-template <typename T, int C> __global__ void __launch_bounds__(1024) quantize_rows(int cols, const T *x, int64_t ld, uint8_t *q, float *qs)
+template <typename T, int C> __global__ void __launch_bounds__(1024) quantize_rows(int cols, const T *x, int64_t ld, uint8_t *q, int64_t ld_q, float *qs)
 {
     __shared__ float shared[32];
     int64_t row = blockIdx.x;
@@ -230,8 +220,58 @@ template <typename T, int C> __global__ void __launch_bounds__(1024) quantize_ro
         if (j >= cols)
             continue;
         load<8>((const T *)&kept[c], v);
-        store_q(q + row * cols + j, v, inverse);
+        store_q(q + row * ld_q + j, v, inverse);
     }
+}
+
+__device__ __forceinline__ float from_e4m3(uint8_t q)
+{
+    return __half2float(__half(__nv_cvt_fp8_to_halfraw(q, __NV_E4M3)));
+}
+
+// A warp a row.
+template <typename T>
+__global__ void __launch_bounds__(256) beside(int64_t rows, int64_t cols, const T *u, int64_t ld, int64_t step, int ranks, int right, uint8_t *q,
+                                              int64_t ld_q, float *qs)
+{
+    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows)
+        return;
+    u += row * ld;
+    q += row * ld_q;
+    float top = 0, scale = qs[row];
+    for (int j = lane; j < ranks; j += 32)
+        top = fmaxf(top, fabsf(to_float(u[j * step])));
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+    if (top > 448 * scale) { // times the least power of two that is not below the ratio
+        int bits = __float_as_int(scale > 0 ? top / (448 * scale) : top / 448), e = (bits >> 23) - 127 + ((bits & 0x7fffff) != 0);
+        float shrink = ldexpf(1, -e);
+        for (int64_t j = lane * 8; scale > 0 && j < cols; j += 256) {
+            uint2 v = *(const uint2 *)(q + j);
+            float x[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                x[i] = from_e4m3(((const uint8_t *)&v)[i]);
+            store_q(q + j, x, shrink);
+        }
+        scale = ldexpf(scale > 0 ? scale : 1, e);
+        if (lane == 0)
+            qs[row] = scale;
+    }
+    float inverse = scale > 0 ? 1 / scale : 0;
+    q += cols;
+    for (int j = lane; j < ranks; j += 32) {
+        float v = to_float(u[j * step]) * inverse;
+        uint8_t hi = __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3), lo = __nv_cvt_float_to_fp8(v - from_e4m3(hi), __NV_SATFINITE, __NV_E4M3);
+        q[j] = hi;
+        q[ranks + j] = right ? hi : lo;
+        q[2 * ranks + j] = right ? lo : hi;
+    }
+    for (int j = 3 * ranks + lane; j < ld_q - cols; j += 32)
+        q[j] = 0;
 }
 
 template <typename T, int C, bool DW>
@@ -400,224 +440,107 @@ template <typename T> __global__ void swiglu_back(int64_t n, int each, int64_t f
         store<8>(act + row * ld + j, a);
 }
 
-// The same with 8-bit results: a block a row, which its threads keep in registers, C times 8 values each.
+// The same with 8-bit results: a block a row, which its threads keep in registers, C times 8 values each, all loaded before the first is used.
 template <typename T, int C>
-__global__ void __launch_bounds__(512) swiglu_q(int f, const T *gu, T *act, int64_t ld, uint8_t *q, float *qs)
+__global__ void __launch_bounds__(512) swiglu_q(int f, const T *gu, T *act, int64_t ld, uint8_t *q, int64_t ld_q, float *qs)
 {
     __shared__ float shared[16];
     int64_t row = blockIdx.x;
-    float a[C][8], top = 0;
-#pragma unroll
-    for (int c = 0; c < C; c++) {
-        int j = (c * 512 + threadIdx.x) * 8;
-        float g[8];
-        if (j >= f)
-            continue;
-        load<8>(gu + row * 2 * f + j, g);
-        load<8>(gu + row * 2 * f + f + j, a[c]);
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            a[c][k] = rounded<T>(a[c][k] * g[k] / (1 + __expf(-g[k])));
-        store<8>(act + row * ld + j, a[c]);
-        top = largest(a[c], top);
-    }
-    top = over_row<max_of>(top, shared);
-    float inverse = top > 0 ? 448 / top : 0;
-    if (threadIdx.x == 0)
-        qs[row] = top / 448;
+    eight<T> gate[C], up[C];
+    float top = 0, inverse;
+    gu += row * 2 * f;
 #pragma unroll
     for (int c = 0; c < C; c++) {
         int j = (c * 512 + threadIdx.x) * 8;
         if (j < f)
-            store_q(q + row * f + j, a[c], inverse);
+            gate[c] = *(const eight<T> *)(gu + j), up[c] = *(const eight<T> *)(gu + f + j);
     }
-}
-
-template <typename T, int C>
-__global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_act, T *act, int64_t ld, uint8_t *q, float *qs)
-{
-    __shared__ float shared[16];
-    int64_t row = blockIdx.x;
-    float g[C][8], u[C][8], top = 0;
 #pragma unroll
     for (int c = 0; c < C; c++) {
         int j = (c * 512 + threadIdx.x) * 8;
-        float d[8], a[8];
+        float g[8], a[8];
         if (j >= f)
             continue;
-        load<8>(gu + row * 2 * f + j, g[c]);
-        load<8>(gu + row * 2 * f + f + j, u[c]);
-        load<8>(d_act + row * f + j, d);
+        load<8>((const T *)&gate[c], g);
+        load<8>((const T *)&up[c], a);
 #pragma unroll
-        for (int k = 0; k < 8; k++) {
-            float s = 1 / (1 + __expf(-g[c][k])), silu = g[c][k] * s;
-            a[k] = silu * u[c][k];
-            g[c][k] = rounded<T>(d[k] * u[c][k] * s * (1 + g[c][k] * (1 - s)));
-            u[c][k] = rounded<T>(d[k] * silu);
-        }
-        store<8>(gu + row * 2 * f + j, g[c]);
-        store<8>(gu + row * 2 * f + f + j, u[c]);
-        if (act)
-            store<8>(act + row * ld + j, a);
-        top = largest(g[c], largest(u[c], top));
+        for (int k = 0; k < 8; k++)
+            a[k] *= __fdividef(g[k], 1 + __expf(-g[k]));
+        store<8>((T *)&gate[c], a);
+        *(eight<T> *)(act + row * ld + j) = gate[c];
+        load<8>((const T *)&gate[c], a); // as it is rounded
+        top = largest(a, top);
     }
     top = over_row<max_of>(top, shared);
-    float inverse = top > 0 ? 448 / top : 0;
+    inverse = top > 0 ? 448 / top : 0;
     if (threadIdx.x == 0)
         qs[row] = top / 448;
 #pragma unroll
     for (int c = 0; c < C; c++) {
         int j = (c * 512 + threadIdx.x) * 8;
+        float a[8];
         if (j >= f)
             continue;
-        store_q(q + row * 2 * f + j, g[c], inverse);
-        store_q(q + row * 2 * f + f + j, u[c], inverse);
+        load<8>((const T *)&gate[c], a);
+        store_q(q + row * ld_q + j, a, inverse);
     }
 }
 
-// With adapters, whose rank is the inner dimension of one matrix instruction (m16n8k16).  A warp keeps the adapters' parts of its 32
-// columns in registers and goes down ADAPT_ROWS or ADAPT_BACK_ROWS rows, 16 at a time.  The eight columns of each of the four products a
-// tile are chosen so that a thread's results are eight columns side by side.
-enum { ADAPT_ROWS = 512, ADAPT_BACK_ROWS = 128 }; // as measured: longer runs cost the backward pass more than they save it
-
-__device__ __forceinline__ void mma(float *c, float *d, const uint32_t *a, const uint32_t *b) // c, d: two columns of the upper and lower row
+template <typename T, int C>
+__global__ void __launch_bounds__(512) swiglu_back_q(int f, T *gu, const T *d_act, T *act, int64_t ld, uint8_t *q, int64_t ld_q, float *qs)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(d[0]), "+f"(d[1])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// The rows upper and upper + 8 of a matrix of 16 columns, as the instruction's left operand.
-__device__ __forceinline__ void left(uint32_t *a, const bf16 *x, int64_t ld, int64_t upper, int64_t rows, int t)
-{
+    __shared__ float shared[16];
+    int64_t row = blockIdx.x;
+    eight<T> gate[C], up[C], down[C];
+    float top = 0, inverse;
+    gu += row * 2 * f;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        int64_t row = upper + 8 * h;
-        a[h] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t) : 0;
-        a[h + 2] = row < rows ? *(const uint32_t *)(x + row * ld + 2 * t + 8) : 0;
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        if (j < f)
+            gate[c] = *(const eight<T> *)(gu + j), up[c] = *(const eight<T> *)(gu + f + j), down[c] = *(const eight<T> *)(d_act + row * f + j);
     }
-}
-
-// What gate's and up's adapters have for the warp's columns, as right operands.
-__device__ __forceinline__ void right(uint32_t (*bg)[2], uint32_t (*bu)[2], const bf16 *b, int64_t ld, int64_t f, int64_t col, int g, int t)
-{
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        float g[8], u[8], d[8];
+        if (j >= f)
+            continue;
+        load<8>((const T *)&gate[c], g);
+        load<8>((const T *)&up[c], u);
+        load<8>((const T *)&down[c], d);
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            bg[j][h] = *(const uint32_t *)(b + n * ld + 2 * t + 8 * h);
-            bu[j][h] = *(const uint32_t *)(b + (f + n) * ld + 16 + 2 * t + 8 * h);
+        for (int k = 0; k < 8; k++) {
+            float s = __fdividef(1, 1 + __expf(-g[k])), silu = g[k] * s, grad = d[k] * u[k] * s * (1 + g[k] * (1 - s));
+            g[k] = grad;
+            u[k] *= silu;
+            d[k] *= silu;
         }
+        if (act)
+            store<8>(act + row * ld + j, u);
+        store<8>((T *)&gate[c], g);
+        store<8>((T *)&up[c], d);
+        *(eight<T> *)(gu + j) = gate[c];
+        *(eight<T> *)(gu + f + j) = up[c];
+        load<8>((const T *)&gate[c], g); // as they are rounded
+        load<8>((const T *)&up[c], d);
+        top = largest(g, largest(d, top));
     }
-}
-
-__global__ void __launch_bounds__(256) adapted(int64_t rows, int64_t f, const bf16 *gu, tk_adapters p, bf16 *act, int64_t ld)
-{
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    if (col >= f)
-        return;
-    uint32_t bg[4][2], bu[4][2];
-    right(bg, bu, (const bf16 *)p.b, p.ld_b, f, col, g, t);
-    col += 8 * t;
-    int64_t at = (int64_t)blockIdx.y * ADAPT_ROWS, end = at + ADAPT_ROWS < rows ? at + ADAPT_ROWS : rows;
-    for (; at < end; at += 16) {
-        uint4 kept[2][2];
-        uint32_t ug[4], uu[4];
+    top = over_row<max_of>(top, shared);
+    inverse = top > 0 ? 448 / top : 0;
+    if (threadIdx.x == 0)
+        qs[row] = top / 448;
+    q += row * ld_q;
 #pragma unroll
-        for (int h = 0; h < 2; h++) { // a row past the end is read as the last one, without a branch, and not stored
-            int64_t row = at + g + 8 * h < rows ? at + g + 8 * h : rows - 1;
-            kept[0][h] = *(const uint4 *)(gu + row * 2 * f + col);
-            kept[1][h] = *(const uint4 *)(gu + row * 2 * f + f + col);
-            const bf16 *u = (const bf16 *)p.u + row * p.ld_u + 2 * t;
-            ug[h] = *(const uint32_t *)u, ug[h + 2] = *(const uint32_t *)(u + 8);
-            uu[h] = *(const uint32_t *)(u + 16), uu[h + 2] = *(const uint32_t *)(u + 24);
-        }
-        float gate[2][8], up[2][8];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            load<8>((const bf16 *)&kept[0][h], gate[h]);
-            load<8>((const bf16 *)&kept[1][h], up[h]);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
-            mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t row = at + g + 8 * h;
-            if (row >= end)
-                continue;
-            round_all(gate[h]);
-            round_all(up[h]);
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                up[h][i] *= __fdividef(gate[h][i], 1 + __expf(-gate[h][i]));
-            store<8>(act + row * ld + col, up[h]);
-        }
-    }
-}
-
-__global__ void __launch_bounds__(256) adapted_back(int64_t rows, int64_t f, bf16 *gu, const bf16 *d_act, tk_adapters p, bf16 *act, int64_t ld)
-{
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int64_t col = ((int64_t)blockIdx.x * 8 + threadIdx.x / 32) * 32;
-    if (col >= f)
-        return;
-    const bf16 *pa = (const bf16 *)p.a, *pu = (const bf16 *)p.u;
-    uint32_t bg[4][2], bu[4][2], ba[4][2];
-    right(bg, bu, (const bf16 *)p.b, p.ld_b, f, col, g, t);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        int64_t n = col + g / 2 * 8 + 2 * j + g % 2;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int k = 2 * t + 8 * h;
-            __nv_bfloat162 pair = __halves2bfloat162(pa[k * p.ld_a + n], pa[(k + 1) * p.ld_a + n]);
-            ba[j][h] = *(uint32_t *)&pair;
-        }
-    }
-    for (int64_t at = (int64_t)blockIdx.y * ADAPT_BACK_ROWS; at < rows && at < (int64_t)(blockIdx.y + 1) * ADAPT_BACK_ROWS; at += 16) {
-        uint32_t ug[4], uu[4], ud[4];
-        float gate[2][8] = {}, up[2][8] = {}, d[2][8] = {};
-        left(ug, pu, p.ld_u, at + g, rows, t);
-        left(uu, pu + 16, p.ld_u, at + g, rows, t);
-        left(ud, (const bf16 *)p.du, p.ld_du, at + g, rows, t);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t row = at + g + 8 * h;
-            if (row >= rows)
-                continue;
-            load<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
-            load<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            load<8>(d_act + row * f + col + 8 * t, d[h]);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            mma(gate[0] + 2 * j, gate[1] + 2 * j, ug, bg[j]);
-            mma(up[0] + 2 * j, up[1] + 2 * j, uu, bu[j]);
-            mma(d[0] + 2 * j, d[1] + 2 * j, ud, ba[j]);
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int64_t row = at + g + 8 * h;
-            float a[8];
-            if (row >= rows)
-                continue;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float x = rounded<bf16>(gate[h][i]), u = rounded<bf16>(up[h][i]), dd = rounded<bf16>(d[h][i]), s = 1 / (1 + __expf(-x)), silu = x * s;
-                a[i] = silu * u;
-                gate[h][i] = dd * u * s * (1 + x * (1 - s));
-                up[h][i] = dd * silu;
-            }
-            store<8>(gu + row * 2 * f + col + 8 * t, gate[h]);
-            store<8>(gu + row * 2 * f + f + col + 8 * t, up[h]);
-            if (act)
-                store<8>(act + row * ld + col + 8 * t, a);
-        }
+    for (int c = 0; c < C; c++) {
+        int j = (c * 512 + threadIdx.x) * 8;
+        float v[8];
+        if (j >= f)
+            continue;
+        load<8>((const T *)&gate[c], v);
+        store_q(q + j, v, inverse);
+        load<8>((const T *)&up[c], v);
+        store_q(q + f + j, v, inverse);
     }
 }
 
@@ -741,19 +664,19 @@ int norm_grid(int64_t rows, dim3 block, int64_t most)
     case 3: case 4: { enum { C = 4 }; call; break; } default: return (int)cudaErrorInvalidValue; } } while (0)
 
 int k_rms_norm(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps, void *sum,
-               void *y, int64_t ld_y, float *rstd, void *q, float *qs)
+               void *y, int64_t ld_y, float *rstd, void *q, int64_t ld_q, float *qs)
 {
     int span;
     dim3 block = norm_block(d, &span);
     int grid = norm_grid(rows, block, 132 * 16);
     BOTH(SPANS((norm<T, C><<<grid, block, 0, S>>>(rows, (int)d, (const T *)x, (const T *)add, (const T *)w, eps, (T *)sum, (T *)y, ld_y, rstd,
-                                                     (uint8_t *)q, qs))));
+                                                     (uint8_t *)q, ld_q, qs))));
 }
 
-int k_quantize(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, float *qs)
+int k_quantize(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, int64_t ld_q, float *qs)
 {
     int threads = cols <= 2048 ? 256 : cols <= 24576 ? 512 : 1024;
-#define QUANTIZE(C) BOTH((quantize_rows<T, C><<<(int)rows, threads, 0, S>>>((int)cols, (const T *)x, ld, (uint8_t *)q, qs)))
+#define QUANTIZE(C) BOTH((quantize_rows<T, C><<<(int)rows, threads, 0, S>>>((int)cols, (const T *)x, ld, (uint8_t *)q, ld_q, qs)))
     switch ((cols + threads * 8 - 1) / (threads * 8)) {
     case 1: QUANTIZE(1);
     case 2: QUANTIZE(2);
@@ -763,6 +686,12 @@ int k_quantize(const struct tk *k, int64_t rows, int64_t cols, const void *x, in
     case 7: case 8: QUANTIZE(8);
     default: return (int)cudaErrorInvalidValue;
     }
+}
+
+int k_quantize_beside(const struct tk *k, int64_t rows, int64_t cols, const void *u, int64_t ld, int64_t step, int64_t ranks, int right, void *q,
+                      int64_t ld_q, float *qs)
+{
+    BOTH((beside<T><<<blocks(rows, 8), 256, 0, S>>>(rows, cols, (const T *)u, ld, step, (int)ranks, right, (uint8_t *)q, ld_q, qs)));
 }
 
 int k_rms_norm_backward(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x, const void *w,
@@ -810,32 +739,21 @@ int k_rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int
 #define WIDTHS(call) do { switch ((int)((f + 4095) / 4096)) { case 1: { enum { C = 1 }; call; break; } case 2: { enum { C = 2 }; call; break; } \
     case 3: { enum { C = 3 }; call; break; } case 4: { enum { C = 4 }; call; break; } default: return (int)cudaErrorInvalidValue; } } while (0)
 
-int k_swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld, void *q, float *qs)
+int k_swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld, void *q, int64_t ld_q, float *qs)
 {
     if (q)
-        BOTH(WIDTHS((swiglu_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (const T *)gu, (T *)act, ld, (uint8_t *)q, qs))));
+        BOTH(WIDTHS((swiglu_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (const T *)gu, (T *)act, ld, (uint8_t *)q, ld_q, qs))));
     int64_t n = rows * (f / 8);
     BOTH((swiglu<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (const T *)gu, (T *)act, ld)));
 }
 
-int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld, void *q, float *qs)
+int k_swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld, void *q, int64_t ld_q,
+                      float *qs)
 {
     if (q)
-        BOTH(WIDTHS((swiglu_back_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (T *)gu, (const T *)d_act, (T *)act, ld, (uint8_t *)q, qs))));
+        BOTH(WIDTHS((swiglu_back_q<T, C><<<(int)rows, 512, 0, S>>>((int)f, (T *)gu, (const T *)d_act, (T *)act, ld, (uint8_t *)q, ld_q, qs))));
     int64_t n = rows * (f / 8);
     BOTH((swiglu_back<T><<<blocks(n, 256), 256, 0, S>>>(n, (int)(f / 8), f, (T *)gu, (const T *)d_act, (T *)act, ld)));
-}
-
-int k_swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act, int64_t ld)
-{
-    if (k->type != TK_BF16 || f % 32)
-        return (int)cudaErrorInvalidValue;
-    dim3 grid((unsigned)blocks(f, 256), (unsigned)blocks(rows, d_act ? ADAPT_BACK_ROWS : ADAPT_ROWS));
-    if (d_act)
-        adapted_back<<<grid, 256, 0, S>>>(rows, f, (bf16 *)gu, (const bf16 *)d_act, *p, (bf16 *)act, ld);
-    else
-        adapted<<<grid, 256, 0, S>>>(rows, f, (const bf16 *)gu, *p, (bf16 *)act, ld);
-    return launched();
 }
 
 int k_cross_entropy(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward, float scale,
@@ -868,7 +786,7 @@ int k_copy(const struct tk *k, int64_t n, const struct tk_copy *items)
 
 extern "C" const struct train_kernels *train_kernels(void)
 {
-    static const struct train_kernels t = {error_text, k_rms_norm, k_quantize, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
-                                           k_swiglu_backward, k_swiglu_adapted, k_cross_entropy, k_embed_backward, k_copy};
+    static const struct train_kernels t = {error_text, k_rms_norm, k_quantize, k_quantize_beside, k_rms_norm_backward, k_column_sums, k_rope, k_rope_backward, k_swiglu,
+                                           k_swiglu_backward, k_cross_entropy, k_embed_backward, k_copy};
     return &t;
 }

@@ -25,13 +25,6 @@ struct tk {
     void *stream;               /* cudaStream_t; unused on the CPU */
 };
 
-/* Adapters of rank 16 beside gate, up and down, whose part of the products swiglu_adapted() adds as it goes. */
-struct tk_adapters {
-    const void *u, *b;          /* u [rows, 32] (ld_u), gate's 16 and up's; b [2 f, 32] (ld_b), the rows of gate use the first 16, those of up the others */
-    const void *du, *a;         /* backward: du [rows, 16] (ld_du), a [16, f] (ld_a), of down */
-    int64_t ld_u, ld_b, ld_du, ld_a;
-};
-
 /* dst [rows, cols] (ld) = scale * src [rows, cols], dense */
 struct tk_copy {
     const void *src;
@@ -43,14 +36,20 @@ struct tk_copy {
 struct train_kernels {
     const char *(*error)(int code);
 
-    /* Where a function takes q and qs (NULL: not wanted), it also gives its result in 8 bits, dense, a scale for each row:
+    /* Where a function takes q (ld_q) and qs (NULL: not wanted), it also gives its result in 8 bits, a scale for each row:
      * q = e4m3(y / qs), qs [rows] = the row's largest magnitude / 448. */
 
     /* s = x + add (add NULL: x), stored in sum unless NULL;  y = s rstd w,  rstd = 1 / sqrt(mean(s^2) + eps) */
     int (*rms_norm)(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps,
-                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, float *qs);
+                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, int64_t ld_q, float *qs);
     /* q, qs of x [rows, cols] (ld) */
-    int (*quantize)(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, float *qs);
+    int (*quantize)(const struct tk *k, int64_t rows, int64_t cols, const void *x, int64_t ld, void *q, int64_t ld_q, float *qs);
+    /* An adapter's u [rows, ranks] (ld, and `step` from one value to the next) into the columns of q after the first `cols`, so that the
+     * product of such rows with rows made with `right` has the adapter's part as exactly as bfloat16 would: u / qs is hi + lo, two of
+     * e4m3, here as hi, lo, hi, with `right` as hi, hi, lo; zeros up to ld_q.  A row whose u is beyond 448 qs gets a larger qs, by a
+     * power of two, and its q with it.  cols a multiple of 8. */
+    int (*quantize_beside)(const struct tk *k, int64_t rows, int64_t cols, const void *u, int64_t ld, int64_t step, int64_t ranks, int right,
+                           void *q, int64_t ld_q, float *qs);
     /* dx [rows, d] (ld_dx) (+)= rstd (g - n mean(g n)),  g = dh w,  n = x rstd.  partial [TK_PARTIALS, d] or NULL: sums
      * to the gradient of w. */
     int (*rms_norm_backward)(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x,
@@ -65,13 +64,11 @@ struct train_kernels {
     int (*rope_backward)(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int64_t head_dim, const void *dq,
                          const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin);
     /* gu [rows, 2 f], gate and up:  act [rows, f] (ld_act) = silu(gate) up */
-    int (*swiglu)(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, float *qs);
+    int (*swiglu)(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, int64_t ld_q,
+                  float *qs);
     /* gu becomes its gradient, which q and qs are of; act, unless NULL, what swiglu gave. */
     int (*swiglu_backward)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act,
-                           void *q, float *qs);
-    /* The same two of gu + u b^T, d_act NULL: forward; else of d_act + du a, too.  bfloat16, f a multiple of 32 (on the GPU), nothing in 8 bits. */
-    int (*swiglu_adapted)(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act,
-                          int64_t ld_act);
+                           void *q, int64_t ld_q, float *qs);
     /* loss [rows] = -log softmax(logits)[target];  with backward logits becomes scale (softmax - onehot(target)). */
     int (*cross_entropy)(const struct tk *k, int64_t rows, int64_t vocab, void *logits, const int32_t *target, int backward,
                          float scale, float *loss);

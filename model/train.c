@@ -9,9 +9,9 @@
  *     [ A   . ]        backward:  [dx du] = dy [W sB] ;  dx += du A ;  dA = du^T x ;  dB = s dy^T u
  *                      or:        du = dy sB ;  dx = [dy du] [W; A]      (where x is wider than y)
  *
- * (In 8 bits, m->fp8, the frozen product and the adapter's are two: W is kept as e4m3 by rows for the forward product and by columns
- * for the backward one, a scale for each; activations and gradients are brought to e4m3 row by row as they are made; adapters compute in
- * bfloat16.)
+ * (In 8 bits, m->fp8, W is kept as e4m3 by rows for the forward product and by columns for the backward one, a scale for each; activations
+ * and gradients are brought to e4m3 row by row as they are made.  The adapter's columns are there, too, but as two of e4m3 each, which
+ * have bfloat16's 8 bits together: three columns a rank, as quantize_beside() says.  u, du and the adapters' gradients are bfloat16's.)
  *
  * A and sB are copied anew before each pass.  When all weights are trained W is where the optimiser keeps
  * them, one after the other.
@@ -36,7 +36,7 @@ struct group {
     th_tensor *fwd_t;           /* [W sB]^T */
     th_tensor *a, *a_t, *sb, *sb_t, *w_t; /* views of the parts */
     th_tensor *wide, *tall;     /* [W sB]; [W; A] */
-    th_tensor *q, *qs, *qt, *qts; /* W and W^T in 8 bits, with the scales of their rows; NULL without fp8 */
+    th_tensor *q, *qs, *qt, *qts; /* [W sB] and [W; A]^T in 8 bits, with the scales of their rows; NULL without fp8 */
     th_tensor *bias;            /* [n] or NULL */
     th_tensor *grad_w, *grad_a; /* of all its projections at once; NULL when not trained, or not side by side */
     int64_t ranks;              /* rows of grad_a */
@@ -211,10 +211,21 @@ static int make_group(struct model *m, struct linear *p, int n, struct group *g,
     return rc == ERR_OK && (!g->fwd_t || !g->tall || !g->w_t) ? err_code() : rc;
 }
 
-/* W [n, k] in 8 bits, and its transpose. */
+/* Columns of 8 bits for adapters of so many ranks; a row is then a multiple of 16 bytes. */
+static int64_t beside(int64_t ranks)
+{
+    return (3 * ranks + 15) / 16 * 16;
+}
+
+static struct tk tk_of(const struct model *m)
+{
+    return (struct tk){.type = m->dtype == TH_BF16 ? TK_BF16 : TK_F32, .stream = m->device == TH_CUDA ? kernel_stream() : NULL};
+}
+
+/* W [n, k] in 8 bits, and its transpose, with room for the adapters. */
 static int quantize_weights(struct model *m, struct group *g)
 {
-    const struct tk tk = {.type = TK_BF16, .stream = kernel_stream()};
+    const struct tk tk = tk_of(m);
     th_tensor **const to[2][2] = {{&g->q, &g->qs}, {&g->qt, &g->qts}};
     int rc = ERR_OK;
     for (int i = 0; i < 2 && rc == ERR_OK; i++) {
@@ -222,26 +233,26 @@ static int quantize_weights(struct model *m, struct group *g)
         th_tensor *w = cols(g->wide, 0, g->k), *x = i ? th_contiguous(transposed(w)) : w;
         if (!x)
             return err_code();
-        int64_t shape[2] = {th_size(x, 0), th_size(x, 1)}, scales[2] = {shape[0], 1};
+        int64_t n_cols = th_size(x, 1), shape[2] = {th_size(x, 0), n_cols + beside(g->ranks)}, scales[2] = {shape[0], 1};
         *to[i][0] = th_keep(th_empty(2, shape, TH_F8, m->device));
         *to[i][1] = th_keep(th_empty(2, scales, TH_F32, m->device));
         if (!*to[i][0] || !*to[i][1])
             rc = err_code();
-        else if (m->train->kernels->quantize(&tk, shape[0], shape[1], th_data(x), th_stride(x, 0), th_data(*to[i][0]), th_data(*to[i][1])))
+        else if (m->train->kernels->quantize(&tk, shape[0], n_cols, th_data(x), th_stride(x, 0), th_data(*to[i][0]), shape[1], th_data(*to[i][1])))
             rc = err_set(ERR_EXTERN, "the weights cannot be brought to 8 bits");
         th_scope_end(scope);
     }
     return rc;
 }
 
-static int check_sizes(const struct model *m)
+int model_check_training(const struct model *m)
 {
     const struct model_config *c = &m->cfg;
     if (m->device == TH_CUDA && (c->d_model % 8 || c->d_ff % 8 || c->d_model > 8192 || c->n_heads * c->head_dim % 8 ||
                                  c->n_kv_heads * c->head_dim % 8))
         return err_set(ERR_FORMAT, "on a GPU the model's sizes must be multiples of 8, hidden_size 8192 at most; use --device cpu");
-    if (m->fp8 && (m->device != TH_CUDA || m->dtype != TH_BF16))
-        return err_set(ERR_USAGE, "8-bit products want a GPU and bfloat16");
+    if (m->fp8 && m->device == TH_CUDA && m->dtype != TH_BF16)
+        return err_set(ERR_USAGE, "8-bit products want bfloat16");
     if (m->fp8 && (m->layers[0].proj[0].w->trained || c->d_model % 16 || c->d_ff % 16))
         return err_set(ERR_USAGE, "8-bit products are for frozen weights, whose sizes are multiples of 16");
     return m->dtype == TH_F32 || m->dtype == TH_BF16 ? ERR_OK : err_set(ERR_USAGE, "training computes in float32 or bfloat16");
@@ -251,7 +262,7 @@ static int prepare(struct model *m)
 {
     if (m->train)
         return ERR_OK;
-    int rc = check_sizes(m);
+    int rc = model_check_training(m);
     if (rc < 0)
         return rc;
     const struct train_kernels *(*table)(void) = train_kernels_cpu;
@@ -352,14 +363,14 @@ static th_tensor *floats(const struct pass *s, int64_t n)
 #define TRY(call) do { if (rc == ERR_OK) rc = (call); } while (0)
 #define HAVE(x) do { if (rc == ERR_OK && !(x)) rc = err_code(); } while (0)
 
-/* Rows in 8 bits, with their scales; NULL without fp8. */
+/* Rows in 8 bits, with their scales, and columns for an adapter; NULL without fp8. */
 struct q8 {
     th_tensor *v, *s;
 };
 
-static struct q8 q8_new(const struct pass *s, int64_t rows, int64_t n_cols)
+static struct q8 q8_new(const struct pass *s, int64_t rows, int64_t n_cols, int64_t ranks)
 {
-    int64_t shape[2] = {rows, n_cols}, scales[2] = {rows, 1};
+    int64_t shape[2] = {rows, n_cols + beside(ranks)}, scales[2] = {rows, 1};
     if (!s->m->fp8)
         return (struct q8){0};
     return (struct q8){th_empty(2, shape, TH_F8, s->m->device), th_empty(2, scales, TH_F32, s->m->device)};
@@ -370,27 +381,62 @@ static struct q8 q8_rows(struct q8 q, int64_t from, int64_t n)
     return q.v ? (struct q8){rows_of(q.v, from, n), rows_of(q.s, from, n)} : q;
 }
 
-/* x, in 8 bits with fp8. */
-static int quantized(const struct pass *s, th_tensor *x, struct q8 *q)
+static int64_t q8_stride(struct q8 q)
 {
-    *q = x ? q8_new(s, th_size(x, 0), th_size(x, 1)) : (struct q8){0};
+    return q.v ? th_stride(q.v, 0) : 0;
+}
+
+/* x, in 8 bits with fp8. */
+static int quantized(const struct pass *s, th_tensor *x, int64_t ranks, struct q8 *q)
+{
+    *q = x ? q8_new(s, th_size(x, 0), th_size(x, 1), ranks) : (struct q8){0};
     if (!s->m->fp8)
         return ERR_OK;
     return !x || !q->v || !q->s ? err_code() : done(s, s->k->quantize(&s->tk, th_size(x, 0), th_size(x, 1), th_data(x), th_stride(x, 0),
-                                                                      th_data(q->v), th_data(q->s)));
+                                                                      th_data(q->v), q8_stride(*q), th_data(q->s)));
 }
 
-/* y = h W^T + bias, with the adapters' part unless `apart`; h [rows, k + e], whose last columns this fills, q its first k with fp8; y [rows, n]. */
-static int project(const struct group *g, th_tensor *h, struct q8 q, bool apart, th_tensor *y)
+/* y = x w^T in 8 bits with the adapter's part: x's first n_cols are in q, u is what goes beside them (NULL: none). */
+static int product8(const struct pass *s, const struct group *g, struct q8 q, int64_t n_cols, th_tensor *u, th_tensor *w, th_tensor *ws, th_tensor *bias,
+                    th_tensor *y)
 {
     int rc = ERR_OK;
+    HAVE(q.v && q.s && y && (u || !g->ranks));
+    if (g->ranks)
+        TRY(done(s, rc < 0 ? 0 : s->k->quantize_beside(&s->tk, th_size(q.v, 0), n_cols, th_data(u), th_stride(u, 0), 1, g->ranks, 0, th_data(q.v),
+                                                       q8_stride(q), th_data(q.s))));
+    TRY(th_scaled_mm_(y, q.v, q.s, w, ws, bias));
+    return rc;
+}
+
+/* The adapters, as they are now, beside the weights in 8 bits. */
+static int quantize_adapters(const struct pass *s)
+{
+    int rc = ERR_OK;
+    for (int64_t i = 0; i < s->t->n_layers; i++)
+        for (int j = 0; j < GROUPS && rc == ERR_OK; j++) {
+            const struct group *g = &s->t->group[i][j];
+            if (!g->ranks)
+                continue;
+            TRY(done(s, s->k->quantize_beside(&s->tk, g->n, g->k, th_data(g->sb), th_stride(g->sb, 0), 1, g->ranks, 1, th_data(g->q), th_stride(g->q, 0),
+                                              th_data(g->qs))));
+            TRY(done(s, rc < 0 ? 0 : s->k->quantize_beside(&s->tk, g->k, g->n, th_data(g->a), 1, th_stride(g->a, 0), g->ranks, 1, th_data(g->qt),
+                                                           th_stride(g->qt, 0), th_data(g->qts))));
+        }
+    return rc;
+}
+
+/* y = h W^T + bias with the adapters' part; h [rows, k + e], whose last columns this fills, q its first k with fp8; y [rows, n]. */
+static int project(const struct pass *s, const struct group *g, th_tensor *h, struct q8 q, th_tensor *y)
+{
+    int rc = ERR_OK;
+    th_tensor *u = g->e ? cols(h, g->k, g->e) : NULL;
     if (g->e)
-        TRY(th_addmm_(cols(h, g->k, g->e), cols(h, 0, g->k), g->a_t, 0, 1));
-    if (q.v) {
-        TRY(th_scaled_mm_(y, q.v, q.s, g->q, g->qs, g->bias));
-        return g->e && !apart && rc == ERR_OK ? th_addmm_(y, cols(h, g->k, g->e), g->sb_t, 1, 1) : rc;
-    }
-    TRY(g->bias ? th_addmm_bias_(y, h, g->fwd_t, g->bias) : th_addmm_(y, h, g->fwd_t, 0, 1));
+        TRY(th_addmm_(u, cols(h, 0, g->k), g->a_t, 0, 1));
+    if (q.v)
+        TRY(product8(s, g, q, g->k, u, g->q, g->qs, g->bias, y));
+    else
+        TRY(g->bias ? th_addmm_bias_(y, h, g->fwd_t, g->bias) : th_addmm_(y, h, g->fwd_t, 0, 1));
     return rc;
 }
 
@@ -398,15 +444,14 @@ static int project(const struct group *g, th_tensor *h, struct q8 q, bool apart,
 static int project_dense(const struct pass *s, const struct group *g, th_tensor *x, th_tensor *u, th_tensor *y)
 {
     struct q8 q;
-    int rc = quantized(s, x, &q);
-    if (q.v)
-        TRY(th_scaled_mm_(y, q.v, q.s, g->q, g->qs, g->bias));
-    else
-        TRY(g->bias ? th_addmm_bias_(y, x, g->w_t, g->bias) : th_addmm_(y, x, g->w_t, 0, 1));
-    if (g->e) {
+    int rc = quantized(s, x, g->ranks, &q);
+    if (g->e)
         TRY(th_addmm_(u, x, g->a_t, 0, 1));
+    if (q.v)
+        return rc == ERR_OK ? product8(s, g, q, g->k, u, g->q, g->qs, g->bias, y) : rc;
+    TRY(g->bias ? th_addmm_bias_(y, x, g->w_t, g->bias) : th_addmm_(y, x, g->w_t, 0, 1));
+    if (g->e)
         TRY(th_addmm_(y, u, g->sb_t, 1, 1));
-    }
     return rc;
 }
 
@@ -434,7 +479,7 @@ static int weight_gradients(const struct pass *s, const struct group *g, struct 
     return rc;
 }
 
-/* dx [rows, k + e] or, with fp8, [rows, k]: of dy [rows, n], without the adapters' part; *du [rows, e] is made (NULL when e is 0). */
+/* dx, the first k columns of what it is in, of dy [rows, n], which with fp8 is in q; *du [rows, e] is made (NULL when e is 0). */
 static int input_gradient(const struct pass *s, const struct group *g, th_tensor *dy, struct q8 q, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
@@ -442,14 +487,19 @@ static int input_gradient(const struct pass *s, const struct group *g, th_tensor
     *dx = matrix(s, n, q.v ? g->k : g->k + g->e);
     *du = g->e ? q.v ? matrix(s, n, g->e) : cols(*dx, g->k, g->e) : NULL;
     if (q.v) {
-        TRY(th_scaled_mm_(*dx, q.v, q.s, g->qt, g->qts, NULL));
-        return g->e && rc == ERR_OK ? th_addmm_(*du, dy, g->sb, 0, 1) : rc;
+        if (g->e)
+            TRY(th_addmm_(*du, dy, g->sb, 0, 1));
+        TRY(product8(s, g, q, g->n, *du, g->qt, g->qts, NULL, *dx));
+        return rc;
     }
-    return th_addmm_(*dx, dy, g->wide, 0, 1);
+    TRY(th_addmm_(*dx, dy, g->wide, 0, 1));
+    if (g->e)
+        TRY(th_addmm_(cols(*dx, 0, g->k), *du, g->a, 1, 1));
+    return rc;
 }
 
-/* The same where dy [rows, n + e] has columns left for du, with the adapters' part unless `apart`: dx [rows, k], dense. */
-static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, bool apart, th_tensor **dx, th_tensor **du)
+/* The same where dy [rows, n + e] has columns left for du: dx [rows, k], dense. */
+static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
     th_tensor *own = cols(dy, 0, g->n);
@@ -460,10 +510,8 @@ static int input_gradient_inner(const struct pass *s, const struct group *g, th_
         TRY(th_addmm_(*du, own, g->sb, 0, 1));
     if (!s->m->fp8)
         return rc == ERR_OK ? th_addmm_(*dx, cols(dy, 0, g->n + g->e), g->tall, 0, 1) : rc;
-    TRY(quantized(s, own, &q));
-    TRY(th_scaled_mm_(*dx, q.v, q.s, g->qt, g->qts, NULL));
-    if (g->e && !apart)
-        TRY(th_addmm_(*dx, *du, g->a, 1, 1));
+    TRY(quantized(s, own, g->ranks, &q));
+    TRY(product8(s, g, q, g->n, *du, g->qt, g->qts, NULL, *dx));
     return rc;
 }
 
@@ -496,7 +544,8 @@ static int norm(const struct pass *s, th_tensor *x, th_tensor *added, struct par
     if (!x || !h || !r)
         return err_code();
     return done(s, s->k->rms_norm(&s->tk, th_size(x, 0), th_size(x, 1), th_data(x), th_data(added), th_data(w->w),
-                                  (float)s->m->cfg.rms_eps, th_data(sum), th_data(h), th_stride(h, 0), th_data(r), th_data(q.v), th_data(q.s)));
+                                  (float)s->m->cfg.rms_eps, th_data(sum), th_data(h), th_stride(h, 0), th_data(r), th_data(q.v), q8_stride(q),
+                                  th_data(q.s)));
 }
 
 /* [rows, heads * d] at column `col` of qkv as [rows, heads, d] */
@@ -520,7 +569,7 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     v->r1 = floats(s, s->rows);
     size_t scope = th_scope_begin();
     v->h1 = matrix(s, s->rows, c->d_model + qkv->e);
-    struct q8 q1 = q8_new(s, s->rows, c->d_model);
+    struct q8 q1 = q8_new(s, s->rows, c->d_model, qkv->ranks);
     HAVE(v->x);
     TRY(norm(s, x, added, l->norm1, added ? v->x : NULL, v->h1, v->r1, q1));
     mark(s, "q, k, v");
@@ -528,7 +577,7 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     if (room > s->rows)
         TRY(th_fill_(rows_of(v->qkv, s->rows, room - s->rows), 0));
     th_tensor *own = rows_of(v->qkv, 0, s->rows);
-    TRY(project(qkv, v->h1, q1, false, own));
+    TRY(project(s, qkv, v->h1, q1, own));
     mark(s, "rope");
     HAVE(own);
     TRY(done(s, rc < 0 ? 0 : s->k->rope(&s->tk, s->rows, c->n_heads + c->n_kv_heads, c->head_dim, th_data(own), qkv->n, th_data(s->pos),
@@ -552,7 +601,7 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     v->h2 = matrix(s, s->rows, c->d_model + gu->e);
     v->r2 = floats(s, s->rows);
     v->u_o = o->e ? matrix(s, s->rows, o->e) : NULL;
-    *q2 = q8_new(s, s->rows, c->d_model);
+    *q2 = q8_new(s, s->rows, c->d_model, gu->ranks);
     scope = th_scope_begin();
     th_adopt(v->o);
     th_tensor *y = matrix(s, s->rows, c->d_model);
@@ -566,20 +615,6 @@ static int attention_part(struct pass *s, int64_t i, th_tensor *x, th_tensor *ad
     return rc;
 }
 
-/* With fp8: whether the activation's kernels add the adapters' parts of gate, up and down, which would be passes of their own. */
-static bool adapts_itself(const struct pass *s, int64_t i)
-{
-    const struct group *gu = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
-    return s->m->fp8 && gu->ranks == 32 && gu->col[1] == 16 && down->ranks == 16 && down->k % 32 == 0;
-}
-
-static struct tk_adapters adapters_of(const struct pass *s, int64_t i, th_tensor *u, th_tensor *du)
-{
-    const struct group *gu = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
-    return (struct tk_adapters){.u = th_data(u), .b = th_data(gu->sb), .du = th_data(du), .a = th_data(down->a), .ld_u = th_stride(u, 0),
-                                .ld_b = th_stride(gu->sb, 0), .ld_du = du ? th_stride(du, 0) : 0, .ld_a = th_stride(down->a, 0)};
-}
-
 /* y [n, d] of rows h [n, d + e]; v->gu, v->act if not NULL get what their names say. */
 static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *y, th_tensor **gu_out, th_tensor **act_out)
 {
@@ -588,21 +623,14 @@ static int ffn(struct pass *s, int64_t i, th_tensor *h, struct q8 q, th_tensor *
     int rc = ERR_OK;
     mark(s, "gate, up");
     th_tensor *a = matrix(s, n, gu->n), *act = matrix(s, n, down->k + down->e);
-    bool adapts = adapts_itself(s, i);
-    struct q8 q_act = {0};
-    if (!adapts)
-        q_act = q8_new(s, n, down->k);
+    struct q8 q_act = q8_new(s, n, down->k, down->ranks);
     HAVE(a && act && h);
-    TRY(project(gu, h, q, adapts, a));
+    TRY(project(s, gu, h, q, a));
     mark(s, "swiglu");
-    if (adapts && rc == ERR_OK) {
-        struct tk_adapters p = adapters_of(s, i, cols(h, gu->k, gu->e), NULL);
-        TRY(done(s, s->k->swiglu_adapted(&s->tk, n, down->k, th_data(a), NULL, &p, th_data(act), down->k + down->e)));
-        TRY(quantized(s, cols(act, 0, down->k), &q_act));
-    } else if (rc == ERR_OK)
-        TRY(done(s, s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e, th_data(q_act.v), th_data(q_act.s))));
+    TRY(done(s, rc < 0 ? 0 : s->k->swiglu(&s->tk, n, down->k, th_data(a), th_data(act), down->k + down->e, th_data(q_act.v), q8_stride(q_act),
+                                          th_data(q_act.s))));
     mark(s, "down");
-    TRY(project(down, act, q_act, false, y));
+    TRY(project(s, down, act, q_act, y));
     *gu_out = a;
     *act_out = act;
     return rc;
@@ -698,8 +726,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     int64_t f = down->k, d = s->m->cfg.d_model;
     th_tensor *x2 = rows_of(v->x2, at, n), *mine = rows_of(dy, at, n), *h, *gu, *act, *d_act, *dh;
     th_tensor *r2 = floats(s, n);
-    bool adapts = adapts_itself(s, i);
-    struct q8 q = {0}, q_gu = adapts ? q : q8_new(s, n, g->n);
+    struct q8 q = {0}, q_gu = q8_new(s, n, g->n, g->ranks);
     int rc = ERR_OK;
     if (v->h2) {
         h = rows_of(v->h2, at, n);
@@ -707,7 +734,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     } else {
         mark(s, "norms, again");
         h = matrix(s, n, d + g->e);
-        q = v->gu ? q : q8_new(s, n, d);
+        q = v->gu ? q : q8_new(s, n, d, g->ranks);
         TRY(norm(s, x2, NULL, l->norm2, NULL, h, r2, q));
     }
     if (v->gu) { /* becomes its own gradient */
@@ -719,22 +746,17 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
         mark(s, "gate, up, again");
         gu = matrix(s, n, g->n);
         if (v->h2)
-            TRY(quantized(s, cols(h, 0, d), &q));
-        TRY(project(g, h, q, adapts, gu));
+            TRY(quantized(s, cols(h, 0, d), g->ranks, &q));
+        TRY(project(s, g, h, q, gu));
     }
     act = v->act ? rows_of(v->act, at, n) : matrix(s, n, f + down->e);
     HAVE(gu && act);
     mark(s, "down, backward");
     th_tensor *du;
-    TRY(input_gradient_inner(s, down, mine, adapts, &d_act, &du)); /* the products with act itself wait until it is there */
+    TRY(input_gradient_inner(s, down, mine, &d_act, &du)); /* the products with act itself wait until it is there */
     mark(s, "swiglu, backward");
-    if (adapts && rc == ERR_OK) {
-        struct tk_adapters p = adapters_of(s, i, cols(h, d, g->e), du);
-        TRY(done(s, s->k->swiglu_adapted(&s->tk, n, f, th_data(gu), th_data(d_act), &p, v->act ? NULL : th_data(act), f + down->e)));
-        TRY(quantized(s, gu, &q_gu));
-    } else
-        TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
-                                                   th_data(q_gu.v), th_data(q_gu.s))));
+    TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
+                                                   th_data(q_gu.v), q8_stride(q_gu), th_data(q_gu.s))));
     mark(s, "weight gradients");
     th_tensor *u_down = v->u_down ? rows_of(v->u_down, at, n) : down->e ? cols(act, f, down->e) : NULL;
     if (down->e && !v->u_down && !v->act)
@@ -744,9 +766,6 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     TRY(input_gradient(s, g, gu, q_gu, &dh, &du));
     mark(s, "weight gradients");
     TRY(weight_gradients(s, g, &l->proj[LORA_GATE], 2, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, gu, du));
-    mark(s, "gate, up, backward");
-    if (g->e)
-        TRY(th_addmm_(cols(dh, 0, d), du, g->a, 1, 1));
     mark(s, "norms, backward");
     TRY(norm_backward(s, dh, x2, l->norm2, r2, true, mine));
     return rc;
@@ -797,7 +816,7 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *du, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
     size_t inner = th_scope_begin();
     HAVE(dqkv);
-    TRY(input_gradient_inner(s, o, dy, false, &d_o, &du));
+    TRY(input_gradient_inner(s, o, dy, &d_o, &du));
     TRY(weight_gradients(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, cols(dy, 0, d), du));
     mark(s, "attention, backward");
     if (rc == ERR_OK)
@@ -817,11 +836,9 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     }
     mark(s, "q, k, v, backward");
     struct q8 q;
-    TRY(quantized(s, dqkv, &q));
+    TRY(quantized(s, dqkv, g->ranks, &q));
     TRY(input_gradient(s, g, dqkv, q, &dh, &du));
     TRY(weight_gradients(s, g, &l->proj[LORA_Q], 3, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, dqkv, du));
-    if (g->e)
-        TRY(th_addmm_(cols(dh, 0, d), du, g->a, 1, 1));
     mark(s, "norms, backward");
     TRY(norm_backward(s, dh, v->x, l->norm1, r1, true, dy));
     return rc;
@@ -963,7 +980,7 @@ static int begin(struct model *m, const struct sequence *v, size_t n, struct pas
     if ((rc = rope_table(m, longest)) < 0)
         return rc;
     *s = (struct pass){.m = m, .t = m->train, .k = m->train->kernels, .rows = rows, .chunk = rows,
-                       .tk = {.type = m->dtype == TH_BF16 ? TK_BF16 : TK_F32, .stream = m->device == TH_CUDA ? kernel_stream() : NULL}};
+                       .tk = tk_of(m)};
     if (m->memory == MEMORY_LOW && rows > 4096)
         s->chunk = 4096;
     int64_t *start = *start_out = xmalloc((n + 1) * sizeof *start), *ids = xmalloc((size_t)rows * sizeof *ids), at = 0;
@@ -985,7 +1002,9 @@ static int begin(struct model *m, const struct sequence *v, size_t n, struct pas
     free(cum);
     if (!s->ids || !s->pos)
         return err_code();
-    return m->train->n_copies ? done(s, s->k->copy(&s->tk, m->train->n_copies, th_data(m->train->copies))) : ERR_OK;
+    if (m->train->n_copies && (rc = done(s, s->k->copy(&s->tk, m->train->n_copies, th_data(m->train->copies)))) < 0)
+        return rc;
+    return m->fp8 ? quantize_adapters(s) : ERR_OK;
 }
 
 /* The layers' output, [rows, d], a handle of the scope. */

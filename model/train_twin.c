@@ -71,10 +71,17 @@ static uint8_t float_to_e4m3(float f)
     return sign | (uint8_t)((e + 5) * 8 + m);
 }
 
-/* Row i of q and qs, from n floats. */
-static void store_q(void *q, float *qs, int64_t i, int64_t n, const float *v)
+static float e4m3_to_float(uint8_t q)
 {
-    uint8_t *out = (uint8_t *)q + i * n;
+    int e = q >> 3 & 15, m = q & 7;
+    float a = (q & 0x7f) == 0x7f ? NAN : e ? ldexpf((float)(8 + m), e - 10) : (float)m / 512;
+    return q & 0x80 ? -a : a;
+}
+
+/* Row i of q (ld) and qs, from n floats. */
+static void store_q(void *q, int64_t ld, float *qs, int64_t i, int64_t n, const float *v)
+{
+    uint8_t *out = (uint8_t *)q + i * ld;
     float top = 0;
     for (int64_t j = 0; j < n; j++)
         top = fmaxf(top, fabsf(v[j]));
@@ -94,7 +101,7 @@ static const char *no_error(int code)
 
 struct norm_args {
     int type, accumulate;
-    int64_t d, ld_y, ld_dh, n;
+    int64_t d, ld_y, ld_q, ld_dh, n;
     const void *x, *add, *w, *dh;
     void *sum, *y;
     float eps, *rstd, *partial, *qs;
@@ -125,16 +132,16 @@ static void norm_rows(void *ctx, int64_t from, int64_t to)
         for (int64_t j = 0; j < a->d && a->q; j++)
             x[j] = rounded(a->type, x[j]);
         if (a->q)
-            store_q(a->q, a->qs, i, a->d, x);
+            store_q(a->q, a->ld_q, a->qs, i, a->d, x);
     }
     free(x);
 }
 
 static int rms_norm(const struct tk *k, int64_t rows, int64_t d, const void *x, const void *add, const void *w, float eps,
-                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, float *qs)
+                    void *sum, void *y, int64_t ld_y, float *rstd, void *q, int64_t ld_q, float *qs)
 {
     struct norm_args a = {.type = k->type, .d = d, .x = x, .add = add, .w = w, .eps = eps, .sum = sum, .y = y, .ld_y = ld_y,
-                          .rstd = rstd, .q = q, .qs = qs};
+                          .rstd = rstd, .q = q, .ld_q = ld_q, .qs = qs};
     th_parallel(rows, 16, norm_rows, &a);
     return 0;
 }
@@ -145,15 +152,62 @@ static void quantize_rows(void *ctx, int64_t from, int64_t to)
     float *x = xmalloc((size_t)a->d * sizeof *x);
     for (int64_t i = from; i < to; i++) {
         load(a->type, a->x, i * a->ld_y, a->d, x);
-        store_q(a->q, a->qs, i, a->d, x);
+        store_q(a->q, a->ld_q, a->qs, i, a->d, x);
     }
     free(x);
 }
 
-static int quantize(const struct tk *k, int64_t rows, int64_t n_cols, const void *x, int64_t ld, void *q, float *qs)
+static int quantize(const struct tk *k, int64_t rows, int64_t n_cols, const void *x, int64_t ld, void *q, int64_t ld_q, float *qs)
 {
-    struct norm_args a = {.type = k->type, .d = n_cols, .x = x, .ld_y = ld, .q = q, .qs = qs};
+    struct norm_args a = {.type = k->type, .d = n_cols, .x = x, .ld_y = ld, .q = q, .ld_q = ld_q, .qs = qs};
     th_parallel(rows, 16, quantize_rows, &a);
+    return 0;
+}
+
+struct beside_args {
+    int type, right;
+    int64_t cols, ld, step, ranks, ld_q;
+    const void *u;
+    void *q;
+    float *qs;
+};
+
+static void beside_rows(void *ctx, int64_t from, int64_t to)
+{
+    const struct beside_args *a = ctx;
+    for (int64_t i = from; i < to; i++) {
+        uint8_t *q = (uint8_t *)a->q + i * a->ld_q, *beside = q + a->cols;
+        float top = 0, v;
+        for (int64_t j = 0; j < a->ranks; j++) {
+            load(a->type, a->u, i * a->ld + j * a->step, 1, &v);
+            top = fmaxf(top, fabsf(v));
+        }
+        if (top > 448 * a->qs[i]) { /* times the least power of two that is not below the ratio */
+            int e;
+            if (frexpf(a->qs[i] > 0 ? top / (448 * a->qs[i]) : top / 448, &e) == 0.5f)
+                e--;
+            for (int64_t j = 0; j < a->cols && a->qs[i] > 0; j++)
+                q[j] = float_to_e4m3(ldexpf(e4m3_to_float(q[j]), -e));
+            a->qs[i] = ldexpf(a->qs[i] > 0 ? a->qs[i] : 1, e);
+        }
+        float inverse = a->qs[i] > 0 ? 1 / a->qs[i] : 0;
+        memset(beside, 0, (size_t)(a->ld_q - a->cols));
+        for (int64_t j = 0; j < a->ranks; j++) {
+            load(a->type, a->u, i * a->ld + j * a->step, 1, &v);
+            v *= inverse;
+            uint8_t hi = float_to_e4m3(v), lo = float_to_e4m3(v - e4m3_to_float(hi));
+            beside[j] = hi;
+            beside[a->ranks + j] = a->right ? hi : lo;
+            beside[2 * a->ranks + j] = a->right ? lo : hi;
+        }
+    }
+}
+
+static int quantize_beside(const struct tk *k, int64_t rows, int64_t cols, const void *u, int64_t ld, int64_t step, int64_t ranks, int right,
+                           void *q, int64_t ld_q, float *qs)
+{
+    struct beside_args a = {.type = k->type, .right = right, .cols = cols, .ld = ld, .step = step, .ranks = ranks, .ld_q = ld_q, .u = u, .q = q, .qs = qs};
+    th_parallel(rows, 64, beside_rows, &a);
     return 0;
 }
 
@@ -275,7 +329,7 @@ static int rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv
 
 struct swiglu_args {
     int type;
-    int64_t f, ld_act;
+    int64_t f, ld_act, ld_q;
     void *gu, *act, *q;
     float *qs;
     const void *d_act;
@@ -304,83 +358,28 @@ static void swiglu_rows(void *ctx, int64_t from, int64_t to)
             store(a->type, a->gu, 2 * i * f, 2 * f, g);
         if (a->q && a->d_act) {
             load(a->type, a->gu, 2 * i * f, 2 * f, g);
-            store_q(a->q, a->qs, i, 2 * f, g);
+            store_q(a->q, a->ld_q, a->qs, i, 2 * f, g);
         } else if (a->q) {
             load(a->type, a->act, i * a->ld_act, f, y);
-            store_q(a->q, a->qs, i, f, y);
+            store_q(a->q, a->ld_q, a->qs, i, f, y);
         }
     }
     free(g);
 }
 
-static int swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, float *qs)
+static int swiglu(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, int64_t ld_q,
+                  float *qs)
 {
-    struct swiglu_args a = {.type = k->type, .f = f, .gu = (void *)gu, .act = act, .ld_act = ld_act, .q = q, .qs = qs};
+    struct swiglu_args a = {.type = k->type, .f = f, .gu = (void *)gu, .act = act, .ld_act = ld_act, .q = q, .ld_q = ld_q, .qs = qs};
     th_parallel(rows, 8, swiglu_rows, &a);
     return 0;
 }
 
 static int swiglu_backward(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, void *act, int64_t ld_act,
-                           void *q, float *qs)
+                           void *q, int64_t ld_q, float *qs)
 {
-    struct swiglu_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act, .q = q, .qs = qs};
+    struct swiglu_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act, .q = q, .ld_q = ld_q, .qs = qs};
     th_parallel(rows, 8, swiglu_rows, &a);
-    return 0;
-}
-
-struct adapted_args {
-    int type;
-    int64_t f, ld_act;
-    void *gu, *act;
-    const void *d_act;
-    const struct tk_adapters *p;
-};
-
-static void adapted_rows(void *ctx, int64_t from, int64_t to)
-{
-    enum { R = 16 };
-    const struct adapted_args *a = ctx;
-    const struct tk_adapters *p = a->p;
-    int64_t f = a->f;
-    float *g = xmalloc((size_t)(3 * f) * sizeof *g), *d = g + 2 * f, u[2 * R], du[R], b[2 * R];
-    struct swiglu_args plain = {.type = TK_F32, .f = f, .gu = g, .act = xmalloc((size_t)f * sizeof *g), .d_act = a->d_act ? d : NULL, .ld_act = f};
-    for (int64_t i = from; i < to; i++) {
-        load(a->type, a->gu, 2 * i * f, 2 * f, g);
-        load(a->type, p->u, i * p->ld_u, 2 * R, u);
-        for (int64_t j = 0; j < 2 * f; j++) {
-            load(a->type, p->b, j * p->ld_b, 2 * R, b);
-            float sum = 0;
-            for (int k = j < f ? 0 : R, end = k + R; k < end; k++)
-                sum += u[k] * b[k];
-            g[j] = rounded(a->type, g[j] + sum);
-        }
-        if (a->d_act) {
-            load(a->type, a->d_act, i * f, f, d);
-            load(a->type, p->du, i * p->ld_du, R, du);
-            for (int k = 0; k < R; k++)
-                for (int64_t j = 0; j < f; j++) {
-                    float v;
-                    load(a->type, p->a, k * p->ld_a + j, 1, &v);
-                    d[j] += du[k] * v;
-                }
-            for (int64_t j = 0; j < f; j++)
-                d[j] = rounded(a->type, d[j]);
-        }
-        swiglu_rows(&plain, 0, 1);
-        if (a->act)
-            store(a->type, a->act, i * a->ld_act, f, plain.act);
-        if (a->d_act)
-            store(a->type, a->gu, 2 * i * f, 2 * f, g);
-    }
-    free(plain.act);
-    free(g);
-}
-
-static int swiglu_adapted(const struct tk *k, int64_t rows, int64_t f, void *gu, const void *d_act, const struct tk_adapters *p, void *act,
-                          int64_t ld_act)
-{
-    struct adapted_args a = {.type = k->type, .f = f, .gu = gu, .d_act = d_act, .act = act, .ld_act = ld_act, .p = p};
-    th_parallel(rows, 4, adapted_rows, &a);
     return 0;
 }
 
@@ -454,7 +453,7 @@ static int copy(const struct tk *k, int64_t n, const struct tk_copy *v)
 
 const struct train_kernels *train_kernels_cpu(void)
 {
-    static const struct train_kernels t = {no_error, rms_norm, quantize, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward, swiglu_adapted,
+    static const struct train_kernels t = {no_error, rms_norm, quantize, quantize_beside, rms_norm_backward, column_sums, rope, rope_backward, swiglu, swiglu_backward,
                                            cross_entropy, embed_backward, copy};
     return &t;
 }

@@ -77,7 +77,7 @@ struct model {
     double lora_scale;       /* alpha / r, or alpha / sqrt(r) */
     th_tensor *cos, *sin;    /* [positions, head_dim], grown on demand */
     bool draw_on_device;
-    bool fp8;                /* products with frozen weights in 8 bits, forward and backward, a scale for each row; CUDA, bfloat16 */
+    bool fp8;                /* products with frozen weights in 8 bits, forward and backward, a scale for each row; on CUDA with bfloat16, on the CPU by way of float32, slowly */
     enum model_memory memory;
     bool profile;            /* time the phases of model_loss() */
     struct train *train;     /* of train.c */
@@ -103,6 +103,8 @@ int model_train(struct model *m, struct param *p);
 uint64_t model_digest(const struct model *m);
 /* ERR_FORMAT naming the first tensor that holds a number that is not finite. */
 int model_check_finite(const struct model *m);
+/* Whether model_loss() can go backward through it as it is set up: sizes, types, what is trained.  model_loss() asks itself. */
+int model_check_training(const struct model *m);
 int64_t model_n_trained(const struct model *m); /* elements */
 int model_zero_grad(struct model *m);
 /* Writes the weights (in `dtype`) to dir as safetensors; config.json is the caller's. */

@@ -694,6 +694,11 @@ int th_scaled_mm_(th_tensor *out, th_tensor *a, th_tensor *sa, th_tensor *b, th_
         std::optional<at::Tensor> add;
         if (bias)
             add = bias->t;
+        if (!a->t.is_cuda()) { // ATen has no such product by rows there
+            at::Tensor y = at::mm(a->t.to(at::kFloat), b->t.to(at::kFloat).t()).mul_(sa->t).mul_(sb->t.t());
+            out->t.copy_(bias ? y.add_(bias->t) : y);
+            return;
+        }
         at::_scaled_mm_out(out->t, a->t, b->t.t(), sa->t, sb->t.t(), add, {}, at::kBFloat16, true);
     });
 }

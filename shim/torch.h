@@ -133,7 +133,7 @@ int th_addmm_(th_tensor *out, th_tensor *a, th_tensor *b, double beta, double al
 int th_addmm_bias_(th_tensor *out, th_tensor *a, th_tensor *b, th_tensor *bias);
 
 /* out [n, m] bfloat16 = (a sa) (b sb)^T + bias, of a [n, k], b [m, k] in 8 bits with a scale for each row, sa [n, 1], sb [m, 1]; bias or
- * NULL.  CUDA, compute capability 8.9 or later. */
+ * NULL.  On a GPU of compute capability 8.9 or later; on the CPU by way of float32, for tests, and out is of any type. */
 int th_scaled_mm_(th_tensor *out, th_tensor *a, th_tensor *sa, th_tensor *b, th_tensor *sb, th_tensor *bias);
 
 /* ---- the transformer's ---- */

@@ -75,6 +75,19 @@ for signal in KILL TERM; do
 done
 [ "$(head -1 b.jsonl | sed 's/{"step":\([0-9]*\),.*/\1/')" -gt 8 ] || fail "--resume began again"
 
+# ---- frozen weights in 8 bits: nearly the same curve; going on after a stop, the same bytes (the scales are not part of a checkpoint)
+eight=("${lora[@]}" --precision fp8 --db none --eval-steps 0)
+"${eight[@]}" --out eight > eight.jsonl || fail "--precision fp8: $?"
+"${eight[@]}" --out eight2 --save-steps 10 > /dev/null && rm -r eight2/checkpoint-2? eight2/adapter_model.safetensors && "${eight[@]}" --out eight2 --resume > /dev/null ||
+    fail "--precision fp8 --resume: $?"
+cmp eight/adapter_model.safetensors eight2/adapter_model.safetensors || fail "resumed in 8 bits, other weights come out"
+python3 - <<'P' || fail "the curve in 8 bits: $(tail -1 whole.jsonl) $(tail -1 eight.jsonl)"
+import json
+a, b = ([json.loads(l)["loss"] for l in open(f)] for f in ("whole.jsonl", "eight.jsonl"))
+assert len(a) == len(b) and a != b and max(abs(x - y) / x for x, y in zip(a, b)) < 0.02, max(abs(x - y) / x for x, y in zip(a, b))
+P
+expect 2 "8-bit products are for frozen weights" "$BIN/sft" --model base --data data --method full --precision fp8 --out no --db none -q
+
 # ---- losses
 "$BIN/eval-loss" --model base --checkpoints whole --data data/val.json --db e.db --json -q --csv curve.csv > c.jsonl || fail "eval-loss: $?"
 "$BIN/eval-loss" --model base --adapter whole --data data/val.json --db e.db --json -q > a.json || fail "eval-loss --adapter: $?"

@@ -104,15 +104,15 @@ static void norms(void **state)
             size_t scope = th_scope_begin();
             th_tensor *x = random2(n, d), *a = random2(n, d), *w = random2(1, d), *dh = random2(n, ld), *dy = random2(n, ld), *r, *dw;
             th_tensor *gx = on_device(x), *ga = on_device(a), *gw = on_device(w), *gdh = on_device(dh), *gdy = on_device(dy);
-            th_tensor *sum = made(n, d, type), *y = made(n, ld, type), *rstd = made(n, 1, TH_F32), *q = eight(n, d), *qs = made(n, 1, TH_F32);
-            ok(kernels->rms_norm(&tk, n, d, th_data(gx), added ? th_data(ga) : NULL, th_data(gw), 1e-6f, th_data(sum), th_data(y), ld, th_data(rstd), th_data(q), th_data(qs)));
+            th_tensor *sum = made(n, d, type), *y = made(n, ld, type), *rstd = made(n, 1, TH_F32), *q = eight(n, d + 48), *qs = made(n, 1, TH_F32);
+            ok(kernels->rms_norm(&tk, n, d, th_data(gx), added ? th_data(ga) : NULL, th_data(gw), 1e-6f, th_data(sum), th_data(y), ld, th_data(rstd), th_data(q), d + 48, th_data(qs)));
             int64_t vector[1] = {d};
             th_tensor *s = added ? f32(th_to(th_add(f32(x), f32(a), 1), type, TH_CPU)) : f32(x), *w1 = th_reshape(f32(w), 1, vector);
             th_tensor *want = th_rms_norm(s, w1, 1e-6, &r);
             close_to("sum", sum, s, 1e-6);
             close_to("rms_norm", th_narrow(y, 1, 0, d), want, 1e-5);
             close_to("rstd", rstd, r, 1e-5);
-            eight_bits("rms_norm", q, qs, th_narrow(y, 1, 0, d));
+            eight_bits("rms_norm", th_narrow(q, 1, 0, d), qs, th_narrow(y, 1, 0, d));
             for (int accumulate = 0; accumulate < 2; accumulate++) {
                 th_tensor *dx = accumulate ? gdy : made(n, ld, type), *partial = th_empty(2, partials, TH_F32, device), *gdw = made(1, d, TH_F32);
                 assert_int_equal(th_fill_(gdw, 0), 0);
@@ -175,53 +175,21 @@ static void gated_activations(void **state)
         size_t scope = th_scope_begin();
         th_tensor *gu = random2(n, 2 * f), *d = random2(n, f), *ggu = on_device(gu), *gd = on_device(d), *act = made(n, ld, type), *again = made(n, ld, type);
         th_tensor *g = th_contiguous(th_narrow(f32(gu), 1, 0, f)), *u = th_narrow(f32(gu), 1, f, f), *want = th_mul(th_silu(g), u);
-        th_tensor *q = eight(n, f), *qs = made(n, 1, TH_F32), *q2 = eight(n, 2 * f);
-        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, NULL, NULL));
+        th_tensor *q = eight(n, f + 48), *qs = made(n, 1, TH_F32), *q2 = eight(n, 2 * f + 96);
+        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, NULL, 0, NULL));
         close_to("swiglu", th_narrow(act, 1, 0, f), want, 1e-5);
         assert_int_equal(th_fill_(act, NAN), 0);
-        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, th_data(q), th_data(qs)));
-        eight_bits("swiglu", q, qs, th_narrow(act, 1, 0, f));
+        ok(kernels->swiglu(&tk, n, f, th_data(ggu), th_data(act), ld, th_data(q), f + 48, th_data(qs)));
+        eight_bits("swiglu", th_narrow(q, 1, 0, f), qs, th_narrow(act, 1, 0, f));
         close_to("swiglu", th_narrow(act, 1, 0, f), want, 1e-5);
         th_tensor *whole = th_clone(ggu);
-        ok(kernels->swiglu_backward(&tk, n, f, th_data(ggu), th_data(gd), th_data(again), ld, th_data(q2), th_data(qs)));
+        ok(kernels->swiglu_backward(&tk, n, f, th_data(ggu), th_data(gd), th_data(again), ld, th_data(q2), 2 * f + 96, th_data(qs)));
         close_to("swiglu, again", th_narrow(again, 1, 0, f), want, 1e-5);
-        eight_bits("swiglu_backward", q2, qs, ggu);
-        ok(kernels->swiglu_backward(&tk, n, f, th_data(whole), th_data(gd), th_data(again), ld, NULL, NULL));
+        eight_bits("swiglu_backward", th_narrow(q2, 1, 0, 2 * f), qs, ggu);
+        ok(kernels->swiglu_backward(&tk, n, f, th_data(whole), th_data(gd), th_data(again), ld, NULL, 0, NULL));
         close_to("both ways", whole, ggu, 1e-3);
         close_to("gate's gradient", th_narrow(ggu, 1, 0, f), th_silu_backward(th_mul(f32(d), u), g), 1e-5);
         close_to("up's gradient", th_narrow(ggu, 1, f, f), th_mul(f32(d), th_silu(g)), 1e-5);
-        th_scope_end(scope);
-    }
-}
-
-static void activations_with_adapters(void **state)
-{
-    (void)state;
-    const int64_t sizes[][2] = {{5, 64}, {150, 352}, {33, 11008}};
-    if (device == TH_CUDA && type == TH_F32)
-        return; /* bfloat16 alone */
-    for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
-        int64_t n = sizes[c][0], f = sizes[c][1], ld = f + 64;
-        size_t scope = th_scope_begin();
-        th_tensor *gu = random2(n, 2 * f), *d = random2(n, f), *u = random2(n, 48), *b = random2(2 * f, 40), *du = random2(n, 24), *a = random2(16, f + 8);
-        th_tensor *ggu = on_device(gu), *gd = on_device(d), *gu_ = on_device(u), *gb = on_device(b), *gdu = on_device(du), *ga = on_device(a);
-        th_tensor *act = made(n, ld, type), *again = made(n, ld, type);
-        struct tk_adapters p = {th_data(gu_), th_data(gb), th_data(gdu), th_data(ga), 48, 40, 24, f + 8};
-        /* what the parts add, in float32, rounded once */
-        th_tensor *part[2];
-        for (int h = 0; h < 2; h++) {
-            th_tensor *bh = th_narrow(th_narrow(f32(b), 0, h * f, f), 1, 16 * h, 16), *uh = th_narrow(f32(u), 1, 16 * h, 16);
-            part[h] = f32(th_to(th_add(th_narrow(f32(gu), 1, h * f, f), th_matmul(uh, th_transpose(bh, 0, 1)), 1), type, TH_CPU));
-        }
-        th_tensor *dd = f32(th_to(th_add(f32(d), th_matmul(th_narrow(f32(du), 1, 0, 16), th_narrow(f32(a), 1, 0, f)), 1), type, TH_CPU));
-        th_tensor *g = th_contiguous(part[0]), *want = th_mul(th_silu(g), part[1]);
-        ok(kernels->swiglu_adapted(&tk, n, f, th_data(ggu), NULL, &p, th_data(act), ld));
-        close_to("adapted", th_narrow(act, 1, 0, f), want, 1e-5);
-        close_to("untouched", ggu, gu, 1e-9);
-        ok(kernels->swiglu_adapted(&tk, n, f, th_data(ggu), th_data(gd), &p, th_data(again), ld));
-        close_to("adapted, again", th_narrow(again, 1, 0, f), want, 1e-5);
-        close_to("gate's gradient", th_narrow(ggu, 1, 0, f), th_silu_backward(th_mul(dd, part[1]), g), 1e-5);
-        close_to("up's gradient", th_narrow(ggu, 1, f, f), th_mul(dd, th_silu(g)), 1e-5);
         th_scope_end(scope);
     }
 }
@@ -233,10 +201,42 @@ static void rows_in_eight_bits(void **state)
     for (size_t c = 0; c < ARRAY_LEN(sizes); c++) {
         int64_t n = sizes[c][0], d = sizes[c][1];
         size_t scope = th_scope_begin();
-        th_tensor *x = random2(n, d + 64), *gx = on_device(x), *q = eight(n, d), *qs = made(n, 1, TH_F32);
+        th_tensor *x = random2(n, d + 64), *gx = on_device(x), *q = eight(n, d + 16), *qs = made(n, 1, TH_F32);
         assert_int_equal(th_scale_(th_narrow(gx, 0, 1, 1), 1e-4), 0);
-        ok(kernels->quantize(&tk, n, d, th_data(gx), d + 64, th_data(q), th_data(qs)));
-        eight_bits("quantize", q, qs, th_narrow(gx, 1, 0, d));
+        ok(kernels->quantize(&tk, n, d, th_data(gx), d + 64, th_data(q), d + 16, th_data(qs)));
+        eight_bits("quantize", th_narrow(q, 1, 0, d), qs, th_narrow(gx, 1, 0, d));
+        th_scope_end(scope);
+    }
+}
+
+/* x w^T + u b^T of rows in 8 bits with u and b beside them: what the parts of u and b that are lost amount to is bfloat16's loss, not e4m3's; also
+ * where u or b is far larger than x or w, or these are 0. */
+static void adapters_in_eight_bits(void **state)
+{
+    (void)state;
+    const int64_t sizes[][4] = {{5, 7, 64, 4}, {40, 33, 512, 16}, {9, 50, 2048, 48}}; /* rows of x, of w, their columns, ranks */
+    const double factor[][2] = {{1, 1}, {1e-2, 1}, {30, 1}, {1, 50}, {900, 0}};       /* of u and b; 0: x and w are 0 */
+    for (size_t c = 0; c < ARRAY_LEN(sizes) * ARRAY_LEN(factor); c++) {
+        const int64_t *z = sizes[c % ARRAY_LEN(sizes)], n = z[0], m = z[1], k = z[2], r = z[3], ld = k + (3 * r + 15) / 16 * 16;
+        const double *by = factor[c / ARRAY_LEN(sizes)];
+        size_t scope = th_scope_begin();
+        th_tensor *x = random2(n, k), *w = random2(m, k), *u = random2(n, r + 8), *bt = random2(r, m + 3); /* b transposed: its values lie a row apart */
+        assert_int_equal(th_scale_(u, by[0]), 0);
+        assert_int_equal(th_scale_(bt, by[1] ? by[1] : 1), 0);
+        assert_int_equal(th_scale_(x, by[1] ? 1 : 0), 0);
+        assert_int_equal(th_scale_(w, by[1] ? 1 : 0), 0);
+        th_tensor *gx = on_device(x), *gw = on_device(w), *gu = on_device(u), *gb = on_device(bt);
+        th_tensor *q = eight(n, ld), *qs = made(n, 1, TH_F32), *p = eight(m, ld), *ps = made(m, 1, TH_F32), *before, *after;
+        ok(kernels->quantize(&tk, n, k, th_data(gx), k, th_data(q), ld, th_data(qs)));
+        ok(kernels->quantize(&tk, m, k, th_data(gw), k, th_data(p), ld, th_data(ps)));
+        before = th_mul(f32(th_narrow(q, 1, 0, k)), f32(qs));
+        ok(kernels->quantize_beside(&tk, n, k, th_data(gu), r + 8, 1, r, 0, th_data(q), ld, th_data(qs)));
+        ok(kernels->quantize_beside(&tk, m, k, th_data(gb), 1, m + 3, r, 1, th_data(p), ld, th_data(ps)));
+        after = th_mul(f32(th_narrow(q, 1, 0, k)), f32(qs));
+        close_to("x, with other scales", after, before, by[0] > 1 ? 2e-3 : 1e-9); /* some become subnormal */
+        th_tensor *a = th_mul(f32(q), f32(qs)), *b = th_mul(f32(p), f32(ps));
+        th_tensor *got = th_matmul(th_narrow(a, 1, k, ld - k), th_transpose(th_narrow(b, 1, k, ld - k), 0, 1));
+        close_to("u b^T", got, th_matmul(th_narrow(f32(u), 1, 0, r), th_narrow(f32(bt), 1, 0, m)), 4e-3);
         th_scope_end(scope);
     }
 }
@@ -334,7 +334,7 @@ int main(void)
         kernels = table();
         tk.stream = kernel_stream();
     }
-    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(activations_with_adapters), BOTH(rows_in_eight_bits), BOTH(cross_entropy), BOTH(embeddings_gradient),
+    const struct CMUnitTest tests[] = {BOTH(norms), BOTH(rotary_positions), BOTH(gated_activations), BOTH(rows_in_eight_bits), BOTH(adapters_in_eight_bits), BOTH(cross_entropy), BOTH(embeddings_gradient),
                                        BOTH(copies)};
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }
