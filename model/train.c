@@ -253,6 +253,8 @@ int model_check_training(const struct model *m)
         return err_set(ERR_FORMAT, "on a GPU the model's sizes must be multiples of 8, hidden_size 8192 at most; use --device cpu");
     if (m->fp8 && m->device == TH_CUDA && m->dtype != TH_BF16)
         return err_set(ERR_USAGE, "8-bit products want bfloat16");
+    if (m->fp8 && m->device == TH_CUDA && c->d_ff > 16384) /* a row is kept in a block's registers */
+        return err_set(ERR_USAGE, "8-bit products are for an intermediate_size of up to 16384, not %lld", (long long)c->d_ff);
     if (m->fp8 && (m->layers[0].proj[0].w->trained || c->d_model % 16 || c->d_ff % 16))
         return err_set(ERR_USAGE, "8-bit products are for frozen weights, whose sizes are multiples of 16");
     return m->dtype == TH_F32 || m->dtype == TH_BF16 ? ERR_OK : err_set(ERR_USAGE, "training computes in float32 or bfloat16");
