@@ -14,7 +14,7 @@ b=${1:-build} records=${2:-} tokenizer=${3:-} config=${CONFIG:-tests/bench/qwen2
 if [ "$device" = cuda ]; then
     command -v nvidia-smi > /dev/null || { echo "SKIP: no NVIDIA GPU here"; exit 0; }
     nvidia-smi --query-gpu=name --format=csv,noheader
-    new=512 many=32:2000 first=8192 grammar=512 all="check one first batch lora draft grammar fp8 memory loss peer"
+    new=512 many=32:2000 first=8192 grammar=512 all="check one first batch lora draft grammar fp8 memory loss peer:240"
 else
     new=60 many=4:40 first=600 grammar=40 all="one first batch lora draft grammar loss"
 fi
@@ -42,7 +42,7 @@ loss() { # 8 bits against the weights as they are, a trained model
     done
 }
 for row in ${ROWS:-$all}; do
-    [[ " $all " = *" ${row%%:*} "* ]] || { echo "${row%%:*}: no such row; there are $all" >&2; exit 2; }
+    [[ " $all " = *" ${row%%:*}"[\ :]* ]] || { echo "${row%%:*}: no such row; there are $all" >&2; exit 2; }
 done
 for row in ${ROWS:-$all}; do
     limit=${row#*:} row=${row%%:*}
