@@ -29,14 +29,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-// Shared memory takes all it can of what it shares with the first-level cache, so that blocks of two kernels fit beside each other.
-#ifndef TILES
-#define TILES 1 // 430 tokens/s at batch 1 on an H200, where 0 has 414 and 2 has 422
-#endif
-#ifndef CARVE
-#define CARVE 1
-#endif
-
 namespace {
 
 // ---- the machine's instructions ----
@@ -168,35 +160,17 @@ template <int K> __host__ __device__ __forceinline__ void tile_rows(const dk_mod
     b = rb < n ? second + (int64_t)rb * k : nullptr;
 }
 
-// Which tiles a block takes: at first those that are its own, later whichever nobody has taken, so that multiprocessors that are
-// served faster do more.
-struct tiles_of_block {
-    enum { QUEUE = 32 };
-    int own;                 // so many of its own, gridDim.x apart
-    int end;
-    const int *queue;        // [QUEUE] in shared memory: those after them; NULL: none
-    __device__ __forceinline__ int get(int i) const
-    {
-#if TILES == 2
-        int lo = (int)((int64_t)end * blockIdx.x / gridDim.x), hi = (int)((int64_t)end * (blockIdx.x + 1) / gridDim.x);
-        return lo + i < hi ? lo + i : end;
-#endif
-        return i < own ? (int)blockIdx.x + i * (int)gridDim.x : queue ? ((const volatile int *)queue)[i % QUEUE] : end;
-    }
-};
-
-// The weights that a warp wants, chunk by chunk (16 rows by 32 columns, or by 64 of e4m3: 1 KB), slices of tiles one after the
-// other.  Each lane copies what it will use itself: 16 bytes of row g and of row g + 8, g = lane / 4; the two lie 512 bytes apart.
+// The weights that a warp wants, chunk by chunk (16 rows by 32 columns, or by 64 of e4m3: 1 KB), slices of tiles gridDim.x
+// apart.  Each lane copies what it will use itself: 16 bytes of row g and of row g + 8, g = lane / 4; the two lie 512 bytes apart.
 template <int K, bool FP8, int SLICES, int WARPS> struct feed {
     const dk_model &m;
     const product &p;
-    const tiles_of_block &tiles;
-    int chunks, no, tile, slice, at, to, lane;
+    int chunks, tile, slice, at, to, lane;
     const unsigned char *a, *b;
     int na, nb;
 
-    __device__ __forceinline__ feed(const dk_model &m_, const product &p_, const tiles_of_block &t)
-        : m(m_), p(p_), tiles(t), chunks(chunks_of(p_, FP8)), no(0), tile(t.get(0)), slice((int)threadIdx.x >> 5), at(0), to(0),
+    __device__ __forceinline__ feed(const dk_model &m_, const product &p_)
+        : m(m_), p(p_), chunks(chunks_of(p_, FP8)), tile((int)blockIdx.x), slice((int)threadIdx.x >> 5), at(0), to(0),
           lane((int)threadIdx.x & 31), a(nullptr), b(nullptr), na(0), nb(0)
     {
         begin();
@@ -232,7 +206,7 @@ template <int K, bool FP8, int SLICES, int WARPS> struct feed {
     {
         if ((slice += WARPS) >= SLICES) {
             slice = (int)threadIdx.x >> 5;
-            tile = tiles.get(++no);
+            tile += (int)gridDim.x;
         }
     }
     __device__ __forceinline__ bool more() const { return tile < p.tiles; }
@@ -363,13 +337,9 @@ template <int NC> __device__ __forceinline__ void finish_rows(const dk_model &m,
 __device__ __forceinline__ float weight_of(const void *norm, int i, int n) { return i < n ? bf16_to_float(((const uint16_t *)norm)[i]) : 0; }
 
 // A block a tile of 16 rows.
-template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const void *norm,
-                                                                      int kernels)
+template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const void *norm)
 {
     let_next_begin();
-    if (blockIdx.x == 0)
-        for (int i = threadIdx.x; i < kernels; i += 256)
-            w.taken[i] = 0;
     int row, col, tile = blockIdx.x, i;
     mark(w, 0, 0);
     if (mine<NC>(row, col)) {
@@ -387,11 +357,8 @@ template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __gr
 }
 
 // Chunks that a warp has under way, and whether a warp of the row products keeps its columns of x in registers, by NC.
-#ifndef SUMS_1
-#define SUMS_1 5
-#endif
 template <int NC, bool FP8> struct depth {
-    static constexpr int rows = NC <= 16 ? 12 : 20, sums = NC == 1 ? SUMS_1 : NC == 8 && !FP8 ? 3 : 2;
+    static constexpr int rows = NC <= 16 ? 12 : 20, sums = NC == 1 ? 5 : NC == 8 && !FP8 ? 3 : 2;
     static constexpr bool in_registers = NC >= 8;
 };
 enum { HELD = 8 };           // 32 columns each that a warp can keep in registers
@@ -408,18 +375,11 @@ template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS
     SHARED_MEMORY(smem);
     mark(w, p.mark, 0);
     float *red = (float *)(smem + ROW_SLICES * D * 1024), *squares = red + 2 * RED; // [SQUARES][NC]
-    int *queue = (int *)(squares + SQUARES * NC);
-    unsigned char *xs = (unsigned char *)(queue + tiles_of_block::QUEUE);
+    unsigned char *xs = (unsigned char *)(squares + SQUARES * NC);
     int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8);
     int first = chunks * warp / ROW_SLICES, per = chunks * (warp + 1) / ROW_SLICES - first;
     unsigned char *ring = smem + warp * D * 1024;
-    int least = chunks / ROW_SLICES;
-#if TILES == 0
-    const tiles_of_block tiles = {D / (least ? least : 1) + 3, p.tiles, queue}; // the ring is never further ahead than that
-#else
-    const tiles_of_block tiles = {1 << 30, p.tiles, nullptr};
-#endif
-    feed<K, FP8, ROW_SLICES, ROW_SLICES> f(m, p, tiles);
+    feed<K, FP8, ROW_SLICES, ROW_SLICES> f(m, p);
     int in = 0, out = 0;
     auto fetch = [&] {
         if (f.more()) {
@@ -468,7 +428,7 @@ template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS
                             : page + (int64_t)(kv - m.kv_heads) * (2 * DK_PAGE * m.hd) + DK_PAGE * m.hd + pos % DK_PAGE + i * DK_PAGE;
         }
     };
-    ask(tiles.get(0));
+    ask(blockIdx.x);
     wait_for_last();
     mark(w, p.mark, 1);
     // the vectors, and what each column's 1 / rms is made of, all asked for at once
@@ -514,15 +474,10 @@ template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS
 
     float best = -INFINITY;
     int id = 0x7fffffff;
-    [[maybe_unused]] int later = 0;
-    for (int no = 0, u; (u = tiles.get(no)) < p.tiles; no++, red = no & 1 ? red + RED : red - RED) {
-#if TILES == 0
-        if (tid == ROW_THREADS - 32) { // asked for now, known two meetings before anybody wants it
-            if (no)
-                queue[(no - 1 + tiles.own) % tiles_of_block::QUEUE] = later;
-            later = (int)atomicAdd(&w.taken[p.mark], 1u) + tiles.own * (int)gridDim.x;
-        }
-#endif
+    // A tile in every gridDim.x is a block's: 430 tokens/s at batch 1 on an H200, where tiles that went to who asked first had 414 and
+    // neighbouring ones 422.
+    bool second = false;
+    for (int u = blockIdx.x; u < p.tiles; u += gridDim.x, second = !second, red = second ? red + RED : red - RED) {
         float acc[NT][4];
 #pragma unroll
         for (int t = 0; t < NT; t++)
@@ -574,7 +529,7 @@ template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS
                 }
             }
         }
-        ask(tiles.get(no + 1));
+        ask(u + (int)gridDim.x);
     }
     if (K == DK_HEAD && mine<NC>(row, col)) {
 #pragma unroll
@@ -1046,8 +1001,7 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
     int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8), tile = blockIdx.x;
     float *red = (float *)smem; // [slices][NC][16]
     unsigned char *ring = smem + SUM_SLICES * NC * PITCH * 4 + warp * D * SLOT;
-    const tiles_of_block tiles = {1, p.tiles, nullptr};
-    feed<K, FP8, SUM_SLICES, W> f(m, p, tiles);
+    feed<K, FP8, SUM_SLICES, W> f(m, p);
     for (int i = 0; i < D && f.more(); i++) {
         f.copy(ring + i * SLOT);
         f.next();
@@ -1065,7 +1019,7 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
                 copy16(slot + 1024 + (i * 32 + lane) * 16, x + (i * 32 + lane) * 16, 16);
     };
     // what its slices' chunks are, once more, for the vectors and for the sums
-    feed<K, FP8, SUM_SLICES, W> v(m, p, tiles);
+    feed<K, FP8, SUM_SLICES, W> v(m, p);
     for (int i = 0; i < D && v.more(); i++) {
         vectors(ring + i * SLOT, v.at);
         v.next();
@@ -1404,10 +1358,8 @@ template <class... P, class... A> int launch(recorder &r, void (*f)(P...), int g
     c.attrs = &early;
     c.numAttrs = r.launches++ ? 1 : 0;
     cudaError_t rc = smem > 48 << 10 ? cudaFuncSetAttribute((const void *)f, cudaFuncAttributeMaxDynamicSharedMemorySize, smem) : cudaSuccess;
-#if CARVE
     if (rc == cudaSuccess) // else a multiprocessor splits its memory as the kernel that it runs wants it, and none begins beside it
         rc = cudaFuncSetAttribute((const void *)f, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-#endif
     return rc == cudaSuccess ? cudaLaunchKernelEx(&c, f, (P)a...) : rc;
 #endif
 }
@@ -1415,7 +1367,7 @@ template <class... P, class... A> int launch(recorder &r, void (*f)(P...), int g
 // More than half of a multiprocessor's 227 KB, so that no two of a kernel's blocks share one.
 enum { MOST = 116 << 10 };
 
-template <int NC, bool FP8> constexpr int rows_smem_least() { return ROW_SLICES * depth<NC, FP8>::rows * 1024 + 2 * ROW_SLICES * NC * RED_PITCH * 4 + SQUARES * NC * 4 + 4 * tiles_of_block::QUEUE; }
+template <int NC, bool FP8> constexpr int rows_smem_least() { return ROW_SLICES * depth<NC, FP8>::rows * 1024 + 2 * ROW_SLICES * NC * RED_PITCH * 4 + SQUARES * NC * 4; }
 
 template <int NC, bool FP8> int rows_smem(int k)
 {
@@ -1488,7 +1440,7 @@ int kernels_of(const dk_model &m, int way) { return 2 + m.layers * (way == DK_WA
 
 template <int NC, bool FP8, int HD> int run_chain(recorder &r, const dk_model &m, const dk_work &w, int way, int sms)
 {
-    int n = 0, rc = launch(r, embed_kernel<NC>, tiles_of(m, DK_OUT), 1, 256, 0, m, w, m.layer[0].norm1, kernels_of(m, way));
+    int n = 0, rc = launch(r, embed_kernel<NC>, tiles_of(m, DK_OUT), 1, 256, 0, m, w, m.layer[0].norm1);
     for (int l = 0; l < m.layers && !rc; l++) {
         rc = launch_rows<NC, FP8, DK_QKV>(r, m, w, sms, product_of(m, w, DK_QKV, l, ++n));
         n++;

@@ -75,7 +75,6 @@ struct dk_work {
     float *logits;                         /* [cols][rows to 16] */
     float *best;                           /* [grid][nc]{ value, id } */
     uint32_t *arrived;                     /* [cols * heads] units of a sequence that are done; zeros between kernels */
-    uint32_t *taken;                       /* [kernels of a plan] tiles of a product that were given out */
     uint64_t *trace;                       /* NULL, or [kernels of a plan][DK_MARKS]: nanoseconds at which the first and the last block
                                             * began, went on after the wait for the kernel before, and ended */
 };

@@ -22,7 +22,6 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __maxnreg__(n)
-#define __noinline__ __attribute__((noinline))
 #define SHARED_MEMORY(p) unsigned char *p = emu_now->block->smem
 
 struct dim3_ {

@@ -186,7 +186,7 @@ static int scratch(struct cuda *c)
         !(w->ao = hold(c, n * kq * 2)) || !(w->act = hold(c, n * kf * 2)) || !(w->sumsq = hold(c, kd / 16 * n * 4)) ||
         !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) || !(w->part = hold(c, n * parts * (size_t)d->hd * 4)) ||
         !(w->ml = hold(c, n * parts * 8)) || !(w->logits = hold(c, n * rows * 4)) || !(w->best = hold(c, (size_t)c->sms * n * 8)) ||
-        !(w->arrived = hold(c, n * (size_t)d->heads * 4)) || !(w->taken = hold(c, (size_t)MOST_KERNELS(d->layers) * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
+        !(w->arrived = hold(c, n * (size_t)d->heads * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
         !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
         return err_code();
     int rc = c->f.k_host_alloc(sizeof *c->step + n * (size_t)c->max_pages * 4, (void **)&c->step);
@@ -434,6 +434,15 @@ static int cuda_logits(struct engine_way *w, int64_t column, float *out)
     return check("reading logits", rc ? rc : c->f.k_wait(stream));
 }
 
+static void free_plans(struct cuda *c)
+{
+    for (int i = 0; i < COLS * DK_WAYS; i++) {
+        void **plan = &c->plan[i / DK_WAYS][i % DK_WAYS];
+        c->f.k_decode_plan_free(*plan);
+        *plan = NULL;
+    }
+}
+
 static int cuda_trace(struct engine_way *w, uint64_t *out, int *kinds, int *n)
 {
     struct cuda *c = w->state;
@@ -441,10 +450,7 @@ static int cuda_trace(struct engine_way *w, uint64_t *out, int *kinds, int *n)
     *n = MOST_KERNELS(c->dm.layers);
     int rc = 0;
     if (!out) { /* plans that note them */
-        for (int i = 0; i < COLS * DK_WAYS; i++) {
-            c->f.k_decode_plan_free(c->plan[i / DK_WAYS][i % DK_WAYS]);
-            c->plan[i / DK_WAYS][i % DK_WAYS] = NULL;
-        }
+        free_plans(c);
         return c->work.trace || (c->work.trace = hold(c, bytes)) ? ERR_OK : err_code();
     }
     uint64_t *first = xmalloc(bytes); /* nothing seen yet */
@@ -468,8 +474,8 @@ static void cuda_free(struct engine_way *w)
         c->f.k_host_free(c->chosen);
         c->f.k_host_free(c->mask);
     }
-    for (int i = 0; i < COLS * DK_WAYS && c->f.k_decode_plan_free; i++)
-        c->f.k_decode_plan_free(c->plan[i / DK_WAYS][i % DK_WAYS]);
+    if (c->f.k_decode_plan_free)
+        free_plans(c);
     while (c->n_held > 0)
         th_free(c->held[--c->n_held]);
     free(c->held);
