@@ -218,24 +218,15 @@ static char *weights_of(const struct checkpoint *c)
 /* True if an earlier start of this run scored these weights on these records. */
 static bool scored_before(struct evaluation *e, struct checkpoint *c, const char *weights)
 {
-    char *state = NULL, *result = NULL;
-    json_t *o = NULL;
-    bool same = false;
-    if (e->t->db && e->t->resumed && rundb_item_get(e->t->db, c->dir, &state, &result) == ERR_OK && *result &&
-        json_read_mem("result", result, strlen(result), &o) == ERR_OK) {
-        const char *was = json_string_value(json_object_get(o, "data"));
-        same = was && !strcmp(was, e->digest) && tool_item_current(e->t, c->dir, weights, NULL);
-    }
-    if (same) {
-        c->loss = json_number_value(json_object_get(o, "loss"));
-        c->loss_example = json_number_value(json_object_get(o, "loss_example"));
-        print(e, c, (size_t)json_integer_value(json_object_get(o, "tokens")));
-        progress_add(e->n_records, 0);
-    }
+    json_t *o = tool_item_earlier_of(e->t, c->dir, weights, NULL, "data", e->digest);
+    if (!o)
+        return false;
+    c->loss = json_number_value(json_object_get(o, "loss"));
+    c->loss_example = json_number_value(json_object_get(o, "loss_example"));
+    print(e, c, (size_t)json_integer_value(json_object_get(o, "tokens")));
+    progress_add(e->n_records, 0);
     json_decref(o);
-    free(state);
-    free(result);
-    return same;
+    return true;
 }
 
 static int record(struct evaluation *e, const struct checkpoint *c, const char *weights, size_t n_tokens, double seconds)

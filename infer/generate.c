@@ -170,23 +170,18 @@ static int by_id(const void *a, const void *b)
 static void check_twice(struct generator *g)
 {
     struct request **v = xmalloc((g->n + 1) * sizeof *v);
-    bool *twice = xcalloc(g->n + 1, sizeof *twice);
     for (size_t i = 0; i < g->n; i++)
         v[i] = &g->q[i];
     qsort(v, g->n, sizeof *v, by_id);
-    for (size_t i = 1; i < g->n; i++)
-        if ( !strcmp(v[i]->id, v[i - 1]->id))
-            twice[v[i] - g->q] = true;
-    for (size_t i = 0; i < g->n; i++)
-        if (twice[i]) { /* under a name of its own, so that the first one's row in runs.db stays */
-            struct request *q = &g->q[i];
-            char *id = xasprintf("%s (caption %zu)", q->id, i + 1);
+    for (size_t i = g->n; i-- > 1;) /* from the last on: those ahead still have their names */
+        if (!strcmp(v[i]->id, v[i - 1]->id)) { /* under a name of its own, so that the first one's row in runs.db stays */
+            struct request *q = v[i];
+            char *id = xasprintf("%s (caption %zu)", q->id, (size_t)(q - g->q) + 1);
             free(q->why);
             q->why = xasprintf("twice: an earlier caption has the id %s, and its file", q->id);
             free(q->id);
             q->id = id;
         }
-    free(twice);
     free(v);
 }
 
@@ -433,23 +428,6 @@ static void done(void *ctx, const struct engine_result *e)
         g->rc = feed(g);
 }
 
-/* True if an earlier start of this run made the part, of this prompt by these weights. */
-static bool made_before(struct generator *g, const struct part *r, const char *path)
-{
-    char *state = NULL, *result = NULL;
-    json_t *o = NULL;
-    bool same = false;
-    if (g->t->db && g->t->resumed && rundb_item_get(g->t->db, r->item, &state, &result) == ERR_OK && *result &&
-        json_read_mem("result", result, strlen(result), &o) == ERR_OK) {
-        const char *was = json_string_value(json_object_get(o, "made_from"));
-        same = was && !strcmp(was, r->digest) && tool_item_current(g->t, r->item, NULL, path);
-    }
-    json_decref(o);
-    free(state);
-    free(result);
-    return same;
-}
-
 /* Hands a sample of q to the engine, if it is not there already. */
 static int begin(struct generator *g, const struct request *q, int64_t sample)
 {
@@ -464,7 +442,9 @@ static int begin(struct generator *g, const struct request *q, int64_t sample)
     bool current = false;
     if (rc == ERR_OK && !q->why) {
         snprintf(r->digest, sizeof r->digest, "%016llx", (unsigned long long)fnv1a(g->s.digest, ids.v, ids.n * sizeof *ids.v));
-        current = made_before(g, r, path);
+        json_t *earlier = tool_item_earlier_of(g->t, r->item, NULL, path, "made_from", r->digest);
+        current = earlier != NULL;
+        json_decref(earlier);
     }
     free(path);
     if (current)

@@ -254,6 +254,16 @@ void step_points_release(struct step_points *p)
     *p = (struct step_points){0};
 }
 
+void step_point_mark(size_t from, struct buf *out)
+{
+    size_t at = from + sizeof point_word - 1;
+    if (at >= out->n || memcmp(out->s + from, point_word, sizeof point_word - 1) || (out->s[at] != '+' && out->s[at] != '-'))
+        return;
+    buf_putc(out, 0);
+    memmove(out->s + at + 1, out->s + at, out->n - at - 1);
+    out->s[at] = '-';
+}
+
 /* The point at s, an instance in the compact form, as it is; false: it is as it is already. */
 static bool put_sum(const struct step_points *p, const char *s, size_t n, struct buf *out)
 {

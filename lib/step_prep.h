@@ -99,6 +99,8 @@ void step_points_meet(struct step_points *p, uint64_t self, const char *s, size_
  * coordinates are zero, as it is and as a difference. */
 bool step_point_relative(const struct step_points *p, const char *s, size_t n, struct buf *out, int zeros[2]);
 void step_points_release(struct step_points *p);
+/* Of the instance at out's byte `from`: a point's name that begins as a mark does gets the '-' ahead. */
+void step_point_mark(size_t from, struct buf *out);
 
 /* Whether a text (a file, or from DATA; on, or from its first instance on) is in the compact form: its first
  * instance has no name. */

@@ -125,6 +125,7 @@ struct groups {
 struct relating {
     struct step_points points;
     bool *vertex, *origin; /* a vertex's, and a placement's: which comes first */
+    struct buf alike;      /* of relate() */
 };
 
 static void find_uses(const struct step_file *f, struct relating *r)
@@ -144,34 +145,21 @@ static void find_uses(const struct step_file *f, struct relating *r)
     }
 }
 
-/* A point's name that begins as a mark does. */
-static void mark_name(size_t from, struct buf *out)
-{
-    static const char word[] = "CARTESIAN_POINT('";
-    size_t at = from + sizeof word - 1;
-    if (at >= out->n || memcmp(out->s + from, word, sizeof word - 1) || (out->s[at] != '+' && out->s[at] != '-'))
-        return;
-    buf_putc(out, 0);
-    memmove(out->s + at + 1, out->s + at, out->n - at - 1);
-    out->s[at] = '-';
-}
-
 /* The instance at from in out, which was just written: a vertex tells more as a difference, since its edge has said
  * where it leads; the centre of a hole does so where it lies on an axis of the last point, the pole of a spline where that is shorter. */
 static void relate(struct relating *r, uint32_t entity, uint64_t self, size_t from, struct buf *out)
 {
-    struct buf alike = BUF_INIT;
     int zeros[2];
     const char *s = out->s + from;
     size_t n = out->n - from;
-    bool less = step_point_relative(&r->points, s, n, &alike, zeros) &&
-                (r->vertex[entity] || (r->origin[entity] ? zeros[1] > zeros[0] : alike.n < n));
+    r->alike.n = 0;
+    bool less = step_point_relative(&r->points, s, n, &r->alike, zeros) &&
+                (r->vertex[entity] || (r->origin[entity] ? zeros[1] > zeros[0] : r->alike.n < n));
     step_points_meet(&r->points, self, s, n);
     if (less) {
         out->n = from;
-        buf_add(out, alike.s, alike.n);
+        buf_add(out, r->alike.s, r->alike.n);
     }
-    buf_release(&alike);
 }
 
 static void put_section(const struct walk *w, const struct groups *g, const struct step_ids *ids, uint16_t section, struct relating *relating,
@@ -201,7 +189,7 @@ static void put_section(const struct walk *w, const struct groups *g, const stru
             size_t from = out->n;
             step_put(f, e, ids, out);
             if (ids->compact)
-                mark_name(from, out);
+                step_point_mark(from, out);
             if (relating)
                 relate(relating, w->order[i], ids->of[w->order[i]], from, out);
             buf_putc(out, '\n');
@@ -378,7 +366,7 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     find_missing(f, &missing);
     struct step_ids ids = {.f = f, .of = id, .dangling = missing_id, .ctx = &missing, .compact = opts->compact};
 
-    struct relating relating = {0};
+    struct relating relating = {.alike = BUF_INIT};
     bool relative = opts->compact && opts->relative;
     if (relative)
         find_uses(f, &relating);
@@ -391,6 +379,7 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     buf_puts(out, "END-ISO-10303-21;\n");
 
     step_points_release(&relating.points);
+    buf_release(&relating.alike);
     free(relating.vertex);
     free(relating.origin);
     free(sections);

@@ -247,12 +247,24 @@ bool tool_item_current(struct tool *t, const char *item, const char *input, cons
 
 json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output)
 {
+    return tool_item_earlier_of(t, item, input, output, NULL, NULL);
+}
+
+json_t *tool_item_earlier_of(struct tool *t, const char *item, const char *input, const char *output, const char *key, const char *value)
+{
     char *state, *result;
     json_t *j = NULL;
     if (!t->db || !t->resumed || force || !rundb_item_current(t->db, item, input, output))
         return NULL;
     rundb_item_get(t->db, item, &state, &result);
-    if (json_read_mem(item, result, strlen(result), &j) == ERR_OK) {
+    if (json_read_mem(item, result, strlen(result), &j) == ERR_OK && key) {
+        const char *was = json_string_value(json_object_get(j, key));
+        if (!was || strcmp(was, value)) {
+            json_decref(j);
+            j = NULL;
+        }
+    }
+    if (j) {
         t->n_current++;
         tool_json_line(t, result);
     }

@@ -81,6 +81,8 @@ int tool_item(struct tool *t, const struct run_item *item);
 bool tool_item_current(struct tool *t, const char *item, const char *input, const char *output);
 /* Likewise, with the recorded result, for the caller's totals (json_decref() it); NULL: it is to be worked on. */
 json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output);
+/* The same where, moreover, the string `key` of that result is `value`: a digest of what else the item was made of. */
+json_t *tool_item_earlier_of(struct tool *t, const char *item, const char *input, const char *output, const char *key, const char *value);
 
 /* One JSON line on stdout under --json (a summary line, say). */
 void tool_json_line(struct tool *t, const char *json);
