@@ -41,9 +41,9 @@ tool step-round "$steps" --out "$work/rounded" --mode "$mode"
 if [ "$mode" = reference ]; then
     tool step-restructure "$work/rounded" --out "$work/restructured" --mode reference
 else
-    form=${FORM:-$(sed -n 's/.*"form": *"\([a-z]*\)".*/\1/p' "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true)}
-    # What the weights know best: the options their texts were made with.
-    how=$(sed -n 's/.*"restructure": *"\([^"]*\)".*/\1/p' "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true)
+    prompt_key() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$(model_key "$config" dir)/prompt.json" 2> /dev/null || true; }
+    form=${FORM:-$(prompt_key form)}
+    how=$(prompt_key restructure) # what the weights know best: the options their texts were made with
     # shellcheck disable=SC2046,SC2086
     tool step-restructure "$work/rounded" --out "$work/restructured" --order "${ORDER:-children-first}" \
         $([ "$form" = compact ] && echo ${how:---compact --no-annotations})
