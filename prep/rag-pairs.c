@@ -38,6 +38,7 @@ struct entry {
     const char *id, *caption; /* in work.text; no caption where no file has this id */
     const char *path; /* borrowed from the file list; NULL: no file */
     int64_t first, second; /* the two lowest entries with this caption; -1: none */
+    bool written; /* its records are in the file */
 };
 
 struct work {
@@ -231,9 +232,8 @@ static int write_records(struct work *w, struct pairs_writer *out, size_t i, con
     buf_release(&other);
     if (rc == ERR_FORMAT) /* this part's text, not the run's fault */
         return fail_item(w, w->v[i].id, err_text());
-    if (rc < 0)
-        return rc;
-    return tool_item(w->t, &(struct run_item){.item = w->v[i].id, .state = "done"});
+    w->v[i].written = rc == ERR_OK;
+    return rc;
 }
 
 /* write_records() as a step of the bar, where a signal ends the run. */
@@ -244,6 +244,20 @@ static int write_part(struct work *w, struct pairs_writer *out, size_t i, const 
     return rc == ERR_OK && stop_requested() ? err_set(ERR_CANCELLED, "stopped by a signal") : rc;
 }
 
+/* No part is done before the file that holds all of them stands: a start that is killed earlier must find
+ * nothing recorded as done.  (One killed amid this recording leaves the rest to the next.) */
+static int record_written(struct work *w)
+{
+    for (size_t i = 0; i < w->n; i++)
+        if (w->v[i].written && tool_item_current(w->t, w->v[i].id, NULL, out_path))
+            w->v[i].written = false;
+    int rc = ERR_OK;
+    for (size_t i = 0; i < w->n && rc == ERR_OK; i++)
+        if (w->v[i].written)
+            rc = tool_item(w->t, &(struct run_item){.item = w->v[i].id, .state = "done", .output = out_path});
+    return rc;
+}
+
 static int finish(struct work *w, struct pairs_writer *out, int rc)
 {
     progress_end();
@@ -251,6 +265,8 @@ static int finish(struct work *w, struct pairs_writer *out, int rc)
         rc = pairs_commit(out);
     else
         pairs_abort(out);
+    if (rc == ERR_OK)
+        rc = record_written(w);
     return rc == ERR_OK ? tool_artifact(w->t, out_path, "pairs") : rc;
 }
 
