@@ -421,7 +421,9 @@ static void done(void *ctx, const struct engine_result *e)
     struct part *r = ctx;
     struct generator *g = r->g;
     g->n_open--;
-    if (g->rc == ERR_OK && e->finish != ENGINE_CANCELLED)
+    if (g->rc == ERR_OK && e->finish == ENGINE_NOT_FINITE)
+        g->rc = fail(g, r->item, ENGINE_NOT_FINITE_WHY);
+    else if (g->rc == ERR_OK && e->finish != ENGINE_CANCELLED)
         g->rc = finish(g, r, e);
     part_free(r);
     if (g->rc == ERR_OK)

@@ -259,12 +259,39 @@ static void keep_part(struct job *j, const struct answer *a) /* under the lock *
     pthread_cond_signal(&sv.draw);
 }
 
+/* A job that had begun ends with an error. */
+static void fail_job(struct job *j, const char *why) /* under the lock */
+{
+    sv.n_jobs--;
+    if (j->stream) {
+        buf_puts(&j->out, "data: ");
+        put_error(&j->out, 500, why);
+        buf_puts(&j->out, "\ndata: [DONE]\n\n");
+        j->state = DONE;
+        resume(j);
+    } else {
+        refuse(j, 500, why);
+    }
+    job_unref(j);
+}
+
 static void on_done(void *ctx, const struct engine_result *r)
 {
     struct job *j = ctx;
     struct answer a = {0};
     bool cancelled = r->finish == ENGINE_CANCELLED || j->cancelled;
     double seconds = now_s() - j->started;
+    if (r->finish == ENGINE_NOT_FINITE && !cancelled) {
+        char item[32];
+        memcpy(item, j->id, sizeof item);
+        pthread_mutex_lock(&sv.lock);
+        grammar_state_free(j->rules);
+        j->rules = NULL;
+        fail_job(j, strchr(ENGINE_NOT_FINITE_WHY, ' ') + 1);
+        pthread_mutex_unlock(&sv.lock);
+        tool_item(sv.t, &(struct run_item){.item = item, .state = "failed", .reason = ENGINE_NOT_FINITE_WHY, .seconds = seconds});
+        return;
+    }
     tok_stream_end(&j->decoder, &j->text);
     if (!cancelled)
         answer_make(j->id, j->text.s, j->text.n, &a);
@@ -410,17 +437,7 @@ static int restart_engine(const struct engine_options *o)
         next = j->next;
         if (j->state != RUNNING)
             continue;
-        sv.n_jobs--;
-        if (j->stream) {
-            buf_puts(&j->out, "data: ");
-            put_error(&j->out, 500, why);
-            buf_puts(&j->out, "\ndata: [DONE]\n\n");
-            j->state = DONE;
-            resume(j);
-        } else {
-            refuse(j, 500, why);
-        }
-        job_unref(j);
+        fail_job(j, why);
     }
     pthread_mutex_unlock(&sv.lock);
     return engine_new(sv.s.m, o, &sv.e);

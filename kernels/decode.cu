@@ -1256,9 +1256,10 @@ __global__ void __launch_bounds__(SAMPLE_THREADS) sample_kernel(dk_model m, dk_w
         }
     }
     block_best(best, id, val, idx);
-    if (s.temperature <= 0) {
+    bool none = id == 0x7fffffff || !(best < INFINITY); // nothing but NaN, or an overflow
+    if (none || s.temperature <= 0) {
         if (tid == 0)
-            out[col] = id == 0x7fffffff ? 0 : id; // nothing but NaN
+            out[col] = none ? -1 : id;
         return;
     }
     float top = best, f = 1 / s.temperature;

@@ -67,10 +67,12 @@ int32_t engine_pick(const float *v, int64_t vocab, const struct engine_choice *c
 {
     int64_t best = -1, n = 0;
     for (int64_t i = 0; i < vocab; i++)
-        if (allowed(c, i) && (best < 0 || v[i] > v[best]))
+        if (allowed(c, i) && v[i] > (best < 0 ? -INFINITY : v[best])) /* never NaN */
             best = i;
-    if (c->s.temperature <= 0 || best < 0)
-        return best < 0 ? 0 : (int32_t)best;
+    if (best < 0 || isinf(v[best]))
+        return -1;
+    if (c->s.temperature <= 0)
+        return (int32_t)best;
     float f = 1 / (float)c->s.temperature, top = v[best];
     for (int64_t i = 0; i < vocab; i++) /* what is e^-32 below the best is never chosen */
         if (allowed(c, i) && (top - v[i]) * f < 32)
@@ -300,8 +302,13 @@ static int take(struct engine *e, struct seq *s, int64_t at, int64_t n)
     for (int64_t i = 0; i < n && !s->over; i++) {
         int32_t id = e->chosen[at + i];
         const struct token_mask *k = s->q.mask;
-        if (k && k->allows && !k->allows(k->ctx, id, left_of(e, s)) && (rc = choose_masked(e, s, at + i, &id)) < 0)
+        if (id >= 0 && k && k->allows && !k->allows(k->ctx, id, left_of(e, s)) && (rc = choose_masked(e, s, at + i, &id)) < 0)
             return rc;
+        if (id < 0) {
+            s->result.finish = ENGINE_NOT_FINITE;
+            s->over = true;
+            break;
+        }
         s->over = !emit(e, s, id);
         if (s->over || i + 1 == n || id != e->col[at + i + 1].token)
             break;

@@ -52,7 +52,10 @@ struct engine_sampling {
     uint64_t seed;           /* with the place in the sequence it decides each choice */
 };
 
-enum engine_finish { ENGINE_STOP, ENGINE_LENGTH, ENGINE_CANCELLED };
+enum engine_finish { ENGINE_STOP, ENGINE_LENGTH, ENGINE_CANCELLED,
+                     ENGINE_NOT_FINITE /* no token could be chosen: the model's logits are NaN or infinite */ };
+/* What to say of the last. */
+#define ENGINE_NOT_FINITE_WHY "not_finite: the model's scores are NaN or infinite: its weights are damaged, or overflow at this --dtype"
 
 struct engine_result {
     enum engine_finish finish;

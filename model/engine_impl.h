@@ -33,7 +33,7 @@ struct engine_way {
     int (*prefill)(struct engine_way *w, int64_t place, const int32_t *ids, size_t n);
     /* logits: somebody will choose by sampling or under a mask. */
     int (*step)(struct engine_way *w, const struct engine_column *c, int64_t n, bool logits);
-    /* Tokens for columns from to from + n of the last step. */
+    /* Tokens for columns from to from + n of the last step; -1 where no logit is a number to choose by. */
     int (*choose)(struct engine_way *w, int64_t from, int64_t n, const struct engine_choice *c, int32_t *out);
     /* A column's logits, [vocab] (tests). */
     int (*logits)(struct engine_way *w, int64_t column, float *out);
@@ -48,7 +48,7 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
 int engine_cpu(struct model *m, const struct engine_options *o, struct engine_way *out);
 int engine_aten(struct model *m, const struct engine_options *o, struct engine_way *out);
 
-/* The choice on the CPU. */
+/* The choice on the CPU; -1: the largest permitted logit is not finite. */
 int32_t engine_pick(const float *logits, int64_t vocab, const struct engine_choice *c, uint32_t *scratch);
 
 /* What passes take: least squares over the last few hundred, older ones with less weight.  A pass over n columns took t seconds;

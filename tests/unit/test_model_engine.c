@@ -418,6 +418,45 @@ static void devices_choose_alike(void **state)
     model_free(m);
 }
 
+/* A model whose numbers overflow ends a sequence, with no token, and the others go on. */
+static void what_is_no_number_is_no_token(void **state)
+{
+    (void)state;
+    uint32_t scratch[8];
+    float nan[8] = {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN}, some[8] = {NAN, 1, 2, NAN, 0, -INFINITY, -1, NAN}, over[8] = {0, INFINITY};
+    for (int i = 0; i < 2; i++) {
+        struct engine_choice c = {.s = {.temperature = i}};
+        assert_int_equal(engine_pick(nan, 8, &c, scratch), -1);
+        assert_int_equal(engine_pick(over, 8, &c, scratch), -1);
+        assert_int_not_equal(engine_pick(some, 8, &c, scratch), -1);
+    }
+    for (int way = 0; way < (device == TH_CPU ? 3 : 2); way++) { /* the kernels, ATen's operators, the CPU's threads */
+        struct model *m;
+        int32_t ids[2 * S];
+        struct heard h[4] = {0};
+        struct odd odd = {.last = 1};
+        struct token_mask mask = {.ctx = &odd, .n_words = 4, .allows = odd_allows, .fill = odd_fill, .take = odd_take, .done = odd_done};
+        open_model("qwen-untied", way == 2 ? TH_F32 : TH_BF16, &m, ids);
+        size_t scope = th_scope_begin();
+        assert_int_equal(th_fill_(th_narrow(m->embed->w, 0, 5, 1), NAN), 0); /* whoever reads token 5 is lost */
+        th_scope_end(scope);
+        for (int i = 0; i < 40; i++)
+            ids[i] = ids[i] == 5 ? 6 : ids[i];
+        struct engine *e = open_engine(m, (struct engine_options){.max_batch = 4, .max_tokens = 64, .plain = way == 1});
+        ask(e, &h[0], ids, 10, (struct engine_request){.max_new = 4});
+        int32_t lost[3] = {ids[0], ids[1], 5};
+        ask(e, &h[1], lost, 3, (struct engine_request){.max_new = 4});
+        ask(e, &h[2], lost, 3, (struct engine_request){.max_new = 4, .sampling = {.temperature = 1, .seed = 1}});
+        ask(e, &h[3], lost, 3, (struct engine_request){.max_new = 4, .mask = &mask});
+        run(e);
+        assert_true(h[0].done && (h[0].r.finish == ENGINE_LENGTH || h[0].r.finish == ENGINE_NOT_FINITE)); /* it may come to 5 itself */
+        for (int i = 1; i < 4; i++)
+            assert_true(h[i].done && h[i].r.finish == ENGINE_NOT_FINITE && h[i].n == 0);
+        engine_free(e);
+        model_free(m);
+    }
+}
+
 static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
@@ -549,6 +588,7 @@ int main(void)
         cmocka_unit_test(batches_and_drafts_change_nothing),
         cmocka_unit_test(sampling_and_masks_do_not_depend_on_the_batch),
         cmocka_unit_test(devices_choose_alike),
+        cmocka_unit_test(what_is_no_number_is_no_token),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
