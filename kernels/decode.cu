@@ -361,12 +361,15 @@ template <int NC, bool FP8> struct depth {
     static constexpr int rows = NC <= 16 ? 12 : 20, sums = NC == 1 ? 5 : NC == 8 && !FP8 ? 3 : 2;
     static constexpr bool in_registers = NC >= 8;
 };
-enum { HELD = 8 };           // 32 columns each that a warp can keep in registers
+// 32 columns each that a warp can keep in registers: of models up to 2,048 wide, and of wider ones, which take the registers that the next
+// kernel would begin with; of 32 tokens they do not fit at all.
+enum { HELD = 8, HELD_WIDE = 12 };
+template <int NC> __host__ __device__ constexpr int most_held() { return NC <= 16 ? HELD_WIDE : HELD; }
 
 template <int NC, bool FP8> __host__ __device__ constexpr int sum_slot() { return 1024 + (FP8 ? 2 : 1) * (NC < 8 ? 64 : NC * 64); }
 
 // Whole rows, a slice a warp: q, k and v; gate and up; the head.  A block takes its share of the tiles one after the other.
-template <int NC, bool FP8, int K> __global__ void __launch_bounds__(ROW_THREADS, 1) rows_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
+template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(ROW_THREADS, 1) rows_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
                                                                                               const __grid_constant__ product p)
 {
 #ifdef HOPPER
@@ -1383,7 +1386,11 @@ template <int NC, bool FP8> constexpr int sums_smem()
 
 template <int NC, bool FP8, int K> int launch_rows(recorder &r, const dk_model &m, const dk_work &w, int sms, const product &p)
 {
-    return launch(r, rows_kernel<NC, FP8, K>, p.tiles < sms ? p.tiles : sms, 1, ROW_THREADS, rows_smem<NC, FP8>(p.k), m, w, p);
+    void (*f)(dk_model, dk_work, product) = rows_kernel<NC, FP8, K, HELD>;
+    if constexpr (depth<NC, FP8>::in_registers && most_held<NC>() > HELD)
+        if (p.k > ROW_SLICES * HELD * 32)
+            f = rows_kernel<NC, FP8, K, most_held<NC>()>;
+    return launch(r, f, p.tiles < sms ? p.tiles : sms, 1, ROW_THREADS, rows_smem<NC, FP8>(p.k), m, w, p);
 }
 
 template <int NC, bool FP8, int K> int launch_sums(recorder &r, const dk_model &m, const dk_work &w, const product &p)
@@ -1437,8 +1444,6 @@ product product_of(const dk_model &m, const dk_work &w, int kind, int layer, int
     return p;
 }
 
-int kernels_of(const dk_model &m, int way) { return 2 + m.layers * (way == DK_WAY_FEW ? 5 : 6); }
-
 template <int NC, bool FP8, int HD> int run_chain(recorder &r, const dk_model &m, const dk_work &w, int way, int sms)
 {
     int n = 0, rc = launch(r, embed_kernel<NC>, tiles_of(m, DK_OUT), 1, 256, 0, m, w, m.layer[0].norm1);
@@ -1483,7 +1488,7 @@ int run_chain(recorder &r, const dk_model &m, const dk_work &w, int nc, int way,
 template <int NC> bool fits(const dk_model &m, int smem)
 {
     int rows = m.fp8 ? rows_smem<NC, true>(m.d) : rows_smem<NC, false>(m.d), sums = m.fp8 ? sums_smem<NC, true>() : sums_smem<NC, false>();
-    return rows <= smem && sums <= smem && (!depth<NC, false>::in_registers || m.d <= ROW_SLICES * HELD * 32);
+    return rows <= smem && sums <= smem && (!depth<NC, false>::in_registers || m.d <= ROW_SLICES * most_held<NC>() * 32);
 }
 
 struct plan {

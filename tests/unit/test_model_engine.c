@@ -507,15 +507,16 @@ static void batches_and_drafts_change_nothing(void **state)
 
 /* Sizes at which all slices, tiles and parts of the kernels are in use, some half: logits of tokens one by one, by twelve, and treated as
  * many, are the same to the bit, and as near to float32's as ATen's. */
-static void larger_sizes(void **state)
+static void sizes(void **state, int d, int ff, int layers, int heads, int head_dim)
 {
     enum { PROMPT = 290, MORE = 12, ALL = PROMPT + MORE, VOCAB = 300 };
     const char *dir = *(char **)state;
     FILE *f = fopen(in_dir(state, "config.json"), "w");
     assert_non_null(f);
-    fprintf(f, "{\"architectures\": [\"Qwen2ForCausalLM\"], \"model_type\": \"qwen2\", \"hidden_size\": 328, \"intermediate_size\": 616, "
-               "\"num_hidden_layers\": 2, \"num_attention_heads\": 6, \"num_key_value_heads\": 2, \"head_dim\": 80, \"vocab_size\": %d, "
-               "\"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000, \"tie_word_embeddings\": false}", VOCAB);
+    fprintf(f, "{\"architectures\": [\"Qwen2ForCausalLM\"], \"model_type\": \"qwen2\", \"hidden_size\": %d, \"intermediate_size\": %d, "
+               "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": 2, \"head_dim\": %d, \"vocab_size\": %d, "
+               "\"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000, \"tie_word_embeddings\": false}",
+            d, ff, layers, heads, head_dim, VOCAB);
     fclose(f);
     for (int fp8 = 0; fp8 < 2; fp8++) {
         struct model *m, *wide;
@@ -539,6 +540,7 @@ static void larger_sizes(void **state)
         for (int many = 0; many < 3; many++) {
             struct engine *e = open_engine(m, (struct engine_options){.max_batch = 2, .max_tokens = ALL, .fp8 = fp8, .many = many});
             struct engine_way *w = engine_way_of(e);
+            assert_string_equal(w->name, "cuda-graph");
             for (int one = 0; one < (many ? 1 : 2); one++) {
                 assert_int_equal(w->reserve(w, one, ALL), 1);
                 assert_int_equal(w->prefill(w, one, ids, PROMPT), 0);
@@ -563,6 +565,12 @@ static void larger_sizes(void **state)
         model_free(wide);
         model_free(m);
     }
+}
+
+static void larger_sizes(void **state)
+{
+    sizes(state, 328, 616, 2, 6, 80);
+    sizes(state, 2408, 72, 1, 4, 64); /* wider than what one warp holds of a model of 2,048: Llama-3.2-3B's way */
 }
 
 int main(void)
