@@ -394,7 +394,7 @@ void opt_help(const struct opt *table, struct buf *out)
             value_text(o, &def);
         if (o->flags & OPT_REQUIRED)
             buf_puts(out, " (required)");
-        else if (def.n && strcmp(def.s, "false"))
+        else if (def.n && strcmp(def.s, "false") && o->letter != 'h') /* --help itself is on by now */
             buf_printf(out, " [%s]", def.s);
         buf_putc(out, '\n');
         buf_release(&left);
