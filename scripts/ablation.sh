@@ -7,13 +7,13 @@
 #   PARTS=13000        made by synth, less 200 for the test set and 100 for validation
 #   STEPS=1600         TOKENS=32000 a step
 #   ROWS='named ...'   only these (the table below)
-#   STAGES='data train score'      train wants a GPU, score wants OpenCASCADE: they may run on different machines
+#   STAGES='data train generate score'     train and generate want a GPU, score wants OpenCASCADE: they may run on different machines
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 W=${W:-runs/ablation}
 PARTS=${PARTS:-20000} STEPS=${STEPS:-1600} TOKENS=${TOKENS:-32000}
-STAGES=${STAGES:-data train score}
+STAGES=${STAGES:-data train generate score}
 db=${DB:-$W/runs.db}
 encoder=${ENCODER:-third_party/minilm}
 
@@ -74,6 +74,11 @@ train() { # row
         tool sft --config configs/ablation.conf --model "$d/model" --data "$d/data" --out "$d/out" $resume --label "$label" \
             "$([ "$rag" = yes ] && echo --rag || echo --no-rag)" --batch-size "$each" --max-steps "$STEPS" --eval-steps "$STEPS" ${SFT_ARGS:-}
     fi
+}
+
+generate() { # row
+    local d=$W/$1
+    columns "$1"
     tool generate --model "$d/out" --captions "$d/data/test.json" $([ "$rag" = yes ] || echo --no-retrieval) --out "$d/parts" --label "$label" \
         --batch 200 --max-new-tokens 5000 ${GENERATE_ARGS:-}
 }
