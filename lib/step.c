@@ -19,6 +19,40 @@ static const unsigned char class[256] = {
 };
 #define IS(c, classes) (class[(unsigned char)(c)] & (classes))
 
+/* Eight bytes at a time: runs of digits and keywords are short and of changing length, and a loop's wrongly guessed end costs more
+ * than all of its turns.  The first byte is the lowest. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "eight() counts from the lowest byte");
+#define BYTES(c) ((uint64_t)(c) * 0x0101010101010101u)
+
+static inline uint64_t eight(const char *p)
+{
+    uint64_t w;
+    memcpy(&w, p, 8);
+    return w;
+}
+
+/* How many digits w begins with. */
+static inline int digits_of(uint64_t w)
+{
+    uint64_t x = w ^ BYTES('0'), other = ((x + BYTES(0x76)) | x) & BYTES(0x80); /* right up to the first that is none */
+    return other ? __builtin_ctzll(other) >> 3 : 8;
+}
+
+/* The number that the first n (1 to 8) of them spell. */
+static inline uint32_t number_of(uint64_t w, int n)
+{
+    uint64_t x = (w & BYTES(15)) << (64 - 8 * n);
+    x = x * 10 + (x >> 8);
+    return (uint32_t)(((x & 0xff000000ffu) * (100 + (1000000ull << 32)) + ((x >> 16) & 0xff000000ffu) * (1 + (10000ull << 32))) >> 32);
+}
+
+/* Where c stands among w's bytes; 8: nowhere. */
+static inline int place_of(uint64_t w, char c)
+{
+    uint64_t x = w ^ BYTES(c), found = (x - BYTES(1)) & ~x & BYTES(0x80);
+    return found ? __builtin_ctzll(found) >> 3 : 8;
+}
+
 /* Apostrophes at q directly behind the directive \S\: the one that follows may be its
  * character (6.4.3.1) or the string's end, doubled or not.  What comes after decides. */
 static bool ends_after_page(const char *s, const char *q, const char *end, const char **after)
@@ -363,6 +397,7 @@ struct type_slot {
     uint64_t hash;
     uint32_t type; /* STEP_NONE: free */
     uint32_t n;    /* length of the name */
+    bool keyword;  /* not the joined name of a complex instance */
 };
 struct step_index {
     struct arena arena; /* type names */
@@ -376,31 +411,44 @@ struct step_index {
     bool dense;
 };
 
-static inline uint64_t name_hash(const char *s, size_t n)
+/* Of a name: a sum over its words, so that no product waits for the one before. */
+static inline uint64_t hash_word(uint64_t w, size_t at)
 {
-    uint64_t a = 0, b = 0;
-    if (n >= 8) {
-        memcpy(&a, s, 8);
-        memcpy(&b, s + n - 8, 8);
-    } else {
-        memcpy(&a, s, n);
-    }
-    uint64_t h = (a ^ n) * 0x9e3779b97f4a7c15u;
-    for (; n > 16; n -= 8) { /* or names that differ in their middle would make one long row of slots */
-        memcpy(&a, s += 8, 8);
-        h = (h ^ h >> 32 ^ a) * 0x9e3779b97f4a7c15u;
-    }
-    h = (h ^ h >> 32 ^ b) * 0xd6e8feb86659fd93u;
+    return (w ^ w >> 32) * (0x9e3779b97f4a7c15u + 2 * at);
+}
+
+static inline uint64_t hash_end(uint64_t h, size_t n)
+{
+    h = (h ^ h >> 32 ^ n) * 0xd6e8feb86659fd93u;
     return h ^ h >> 32;
 }
 
-static uint32_t type_slot(const struct step_index *x, uint64_t h, const char *s, size_t n)
+static uint64_t name_hash(const char *s, size_t n)
+{
+    uint64_t h = 0, w = 0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        h += hash_word(eight(s + i), i);
+    memcpy(&w, s + i, n - i);
+    return hash_end(h + hash_word(w, i), n);
+}
+
+/* A name's end is its last eight bytes once more. */
+static inline bool same_name(const char *a, const char *b, size_t n)
+{
+    if (n < 8)
+        return !memcmp(a, b, n);
+    for (size_t i = 0; i + 8 < n; i += 8)
+        if (eight(a + i) != eight(b + i))
+            return false;
+    return eight(a + n - 8) == eight(b + n - 8);
+}
+
+static inline uint32_t type_slot(const struct step_index *x, uint64_t h, const char *s, size_t n)
 {
     for (size_t i = h & (x->n_slots - 1);; i = (i + 1) & (x->n_slots - 1)) {
         uint32_t type = x->slots[i].type;
-        if (type == STEP_NONE)
-            return (uint32_t)i;
-        if (x->slots[i].hash == h && x->slots[i].n == n && !memcmp(x->type_names[type], s, n))
+        if (type == STEP_NONE || (x->slots[i].hash == h && x->slots[i].n == n && same_name(x->type_names[type], s, n)))
             return (uint32_t)i;
     }
 }
@@ -424,19 +472,23 @@ static void grow_slots(struct step_index *x, size_t n)
     free(old);
 }
 
-static uint32_t intern(struct step_file *f, const char *s, size_t n)
+static uint32_t intern_hashed(struct step_file *f, uint64_t h, const char *s, size_t n, bool keyword)
 {
     struct step_index *x = f->index;
     if (f->n_types * 2 >= x->n_slots)
         grow_slots(x, x->n_slots * 2);
-    uint64_t h = name_hash(s, n);
     struct type_slot *slot = &x->slots[type_slot(x, h, s, n)];
     if (slot->type != STEP_NONE)
         return slot->type;
     ARRAY_GROW(x->type_names, x->type_cap, f->n_types + 1);
     x->type_names[f->n_types] = arena_strndup(&x->arena, s, n);
-    *slot = (struct type_slot){.hash = h, .type = (uint32_t)f->n_types, .n = (uint32_t)n};
+    *slot = (struct type_slot){.hash = h, .type = (uint32_t)f->n_types, .n = (uint32_t)n, .keyword = keyword};
     return (uint32_t)f->n_types++;
+}
+
+static uint32_t intern(struct step_file *f, const char *s, size_t n, bool keyword)
+{
+    return intern_hashed(f, name_hash(s, n), s, n, keyword);
 }
 
 const char *step_type(const struct step_file *f, uint32_t type)
@@ -485,11 +537,15 @@ static int index_ids(struct step_file *f, unsigned flags)
             return step_error(f->name, f->text, f->text_n, f->v[i].off, "#%llu is defined a second time",
                               (unsigned long long)id);
     }
-    for (size_t i = 0; i < f->n_refs; i++) {
-        struct step_ref *r = &f->refs[i];
-        r->target = step_find(f, r->target != STEP_NONE ? r->target : step_ref_id(f->text + r->off));
-        f->n_dangling += r->target == STEP_NONE;
+    size_t dangling = 0;
+    for (struct step_ref *r = f->refs, *end = r + f->n_refs; r < end; r++) {
+        if (x->dense && r->target < x->n_ids)
+            r->target = x->ids[r->target];
+        else
+            r->target = step_find(f, r->target != STEP_NONE ? r->target : step_ref_id(f->text + r->off));
+        dangling += r->target == STEP_NONE;
     }
+    f->n_dangling = dangling;
     return ERR_OK;
 }
 
@@ -521,7 +577,8 @@ struct parser {
     struct step_token t;
     size_t cap, ref_cap, section_cap, header_cap;
     struct buf joined; /* type of a complex instance */
-    bool reals;        /* one was met since the last instance */
+    size_t real_cap;
+    bool reals;        /* are wanted */
 };
 
 static inline void advance(struct parser *ps)
@@ -564,80 +621,140 @@ static int take_line(struct parser *ps, const char *word)
 
 enum params { FIRST, VALUE, AFTER }; /* behind '(', behind ',', behind a value */
 
+static inline void add_real(struct parser *ps, const char *s, size_t n, size_t whole, size_t fraction)
+{
+    struct step_file *f = ps->f;
+    ARRAY_GROW(f->reals, ps->real_cap, f->n_reals + 1);
+    f->reals[f->n_reals++] = (struct step_real){.off = (uint32_t)(s - f->text), .len = (uint16_t)(n < UINT16_MAX ? n : UINT16_MAX),
+                                                .whole = (uint8_t)whole, .fraction = (uint8_t)fraction};
+}
+
+/* Behind the digits at p. */
+static inline const char *digits_end(const char *p, const char *safe, const char *end)
+{
+    for (int n; p < safe; p += 8)
+        if ((n = digits_of(eight(p))) < 8)
+            return p + n;
+    while (p < end && IS(*p, C_DIGIT))
+        p++;
+    return p;
+}
+
+static inline bool ends_number(char c)
+{
+    return c == ',' || c == ')' || IS(c, C_SPACE);
+}
+
 /* As far as parameters are the usual and well-formed ones: returns where something else stands, or the ')' that
  * closes the record.  Speed is its one reason: it takes a value straight from its first byte, where the loop of
  * parse_params() makes a token first.  Up to 2^32 - 2 a reference's number is left in its target. */
-static const char *plain_params(struct parser *ps, int *depth, enum params *state)
+static const char *plain_params(struct parser *ps, int *depths, enum params *states)
 {
+    enum params state = *states;
+    int depth = *depths;
     struct step_file *f = ps->f;
     const char *p = ps->p, *end = ps->end, *q;
-    for (; p < end; p = q) {
+    const char *safe = end - ps->p > 32 ? end - 32 : ps->p; /* behind a value, there are eight bytes more */
+    while (p < safe) {
         q = p + 1;
+        if (state == AFTER && !ends_number(*p))
+            goto out;
         switch (*p) {
         case '\n': case '\r': case ' ':
+            p++;
             continue;
         case ',':
-            if (*state != AFTER)
-                return p;
-            *state = VALUE;
+            if (state != AFTER)
+                goto out;
+            state = VALUE;
+            p++;
             continue;
         case '(':
-            if (*state == AFTER || *depth >= STEP_MAX_DEPTH)
-                return p;
-            ++*depth;
-            *state = FIRST;
+            if (depth >= STEP_MAX_DEPTH)
+                goto out;
+            depth++;
+            state = FIRST;
+            p++;
             continue;
         case ')':
-            if (*state == VALUE || *depth == 1)
-                return p;
-            --*depth;
-            *state = AFTER;
+            if (state == VALUE || depth == 1)
+                goto out;
+            depth--;
+            state = AFTER;
+            p++;
             continue;
-        default:
-            if (*state == AFTER)
-                return p;
-        }
-        switch (*p) {
         case '#': {
-            uint64_t id = 0;
-            for (; q < end && IS(*q, C_DIGIT); q++)
+            uint64_t w = eight(q), id;
+            int n = digits_of(w);
+            if (!n)
+                goto out;
+            id = number_of(w, n);
+            for (q += n; n == 8 && q < end && IS(*q, C_DIGIT); q++)
                 id = id * 10 + (uint64_t)(*q - '0');
-            if (q - p < 2 || q - p > 19 || (q < end && IS(*q, C_UPPER | C_LOWER)))
-                return p;
+            if (q - p > 19 || (q < end && IS(*q, C_UPPER | C_LOWER)))
+                goto out;
             ARRAY_GROW(f->refs, ps->ref_cap, f->n_refs + 1);
             f->refs[f->n_refs++] = (struct step_ref){.off = (uint32_t)(p - f->text), .target = id < STEP_NONE ? (uint32_t)id : STEP_NONE};
             break;
         }
         case '0' ... '9': case '-': {
-            struct step_token t;
-            q = p;
-            enum step_kind kind = lex_number(&q, end, &t);
-            if (kind == STEP_BAD)
-                return p;
-            ps->reals |= kind == STEP_REAL;
+            const char *whole = p + (*p == '-'), *dot = digits_end(whole, safe, end);
+            if (dot == whole || dot == end)
+                goto out;
+            q = dot;
+            if (*dot == '.') {
+                q = digits_end(dot + 1, safe, end);
+                if (q == end || !ends_number(*q) || dot - whole >= UINT8_MAX || q - dot > UINT8_MAX)
+                    goto out;
+                if (ps->reals)
+                    add_real(ps, p, (size_t)(q - p), (size_t)(dot - whole), (size_t)(q - dot - 1));
+            } else if (!ends_number(*q)) {
+                goto out;
+            }
             break;
         }
         case '\'':
-            if (end - p > 2 && p[1] == '\'' && p[2] != '\'')
+            if (p[1] == '\'' && p[2] != '\'')
                 q = p + 2;
             else if (!(q = step_string_end(p, end)))
-                return p;
+                goto out;
             break;
         case '.':
             while (q < end && IS(*q, C_UPPER))
                 q++;
             if (q >= end || *q != '.' || q - p < 2)
-                return p;
+                goto out;
             q++;
             break;
         case '$': case '*':
             break;
         default:
-            return p;
+            goto out;
         }
-        *state = AFTER;
+        state = AFTER;
+        p = q;
+        if (p < end && *p == ',') {
+            state = VALUE;
+            p++;
+        }
     }
+out:
+    *states = state;
+    *depths = depth;
     return p;
+}
+
+/* The real in hand. */
+static void add_token(struct parser *ps)
+{
+    const char *p = ps->t.s + (*ps->t.s == '-'), *end = ps->t.s + ps->t.n, *dot = p;
+    while (dot < end && IS(*dot, C_DIGIT))
+        dot++;
+    const char *q = dot + 1;
+    while (q < end && IS(*q, C_DIGIT))
+        q++;
+    bool plain = dot > p && *dot == '.' && q == end && dot - p < UINT8_MAX && q - dot <= UINT8_MAX;
+    add_real(ps, ps->t.s, ps->t.n, plain ? (size_t)(dot - p) : 0, plain ? (size_t)(q - dot - 1) : 0);
 }
 
 /* Parameters from the token behind '(' up to the matching ')', which becomes the token
@@ -685,7 +802,8 @@ static int parse_params(struct parser *ps)
         case STEP_OMITTED: case STEP_DERIVED:
             if (state == AFTER)
                 return due(ps, "',' or ')'");
-            ps->reals |= ps->kind == STEP_REAL;
+            if (ps->kind == STEP_REAL && ps->reals)
+                add_token(ps);
             state = AFTER;
             continue;
         default:
@@ -716,8 +834,6 @@ static inline void add_instance(struct parser *ps, struct step_entity e)
     struct step_file *f = ps->f;
     e.len = (uint32_t)(ps->p - f->text) - e.off;
     e.n_ref = (uint32_t)f->n_refs - e.ref;
-    e.reals = ps->reals;
-    ps->reals = false;
     if (e.id > f->max_id)
         f->max_id = e.id;
     ARRAY_GROW(f->v, ps->cap, f->n + 1);
@@ -739,7 +855,7 @@ static int parse_instance(struct parser *ps)
     e.id = step_ref_id(f->text + e.off);
     advance(ps);
     if (ps->kind == STEP_KEYWORD) {
-        e.type = intern(f, ps->t.s, ps->t.n);
+        e.type = intern(f, ps->t.s, ps->t.n, true);
         rc = parse_record(ps, &e.par, &e.par_len);
         if (rc < 0)
             return rc;
@@ -759,7 +875,7 @@ static int parse_instance(struct parser *ps)
         if (ps->kind != STEP_CLOSE || !ps->joined.n)
             return due(ps, ps->joined.n ? "a keyword or ')'" : "a keyword");
         e.par_len = (uint32_t)(ps->t.s - f->text) - e.par;
-        e.type = intern(f, ps->joined.s, ps->joined.n);
+        e.type = intern(f, ps->joined.s, ps->joined.n, false);
     } else {
         return due(ps, "a keyword or '('");
     }
@@ -770,50 +886,110 @@ static int parse_instance(struct parser *ps)
     return ERR_OK;
 }
 
-/* The usual instance, "#n = KEYWORD(plain parameters);", if it stands next: again for speed alone.  False: nothing is
- * taken. */
+/* Plain parameters at p, behind '(': at the ')' behind them, or NULL. */
+static inline const char *plain_list(struct parser *ps, const char *p)
+{
+    int depth = 1;
+    enum params state = FIRST;
+    ps->p = p;
+    p = plain_params(ps, &depth, &state);
+    return p < ps->end && *p == ')' && depth == 1 && state != VALUE ? p : NULL;
+}
+
+/* The usual parts of a complex instance, p behind the '(' around them: at its ')', or NULL. */
+static const char *plain_parts(struct parser *ps, const char *p)
+{
+    const char *end = ps->end;
+    buf_clear(&ps->joined);
+    for (;; p++) {
+        while (p < end && IS(*p, C_SPACE))
+            p++;
+        const char *word = p;
+        while (p < end && IS(*p, C_UPPER | C_DIGIT))
+            p++;
+        if (p == word)
+            return p < end && *p == ')' && ps->joined.n ? p : NULL;
+        if (p == end || *p != '(' || IS(*word, C_DIGIT))
+            return NULL;
+        if (ps->joined.n)
+            buf_putc(&ps->joined, '+');
+        buf_add(&ps->joined, word, (size_t)(p - word));
+        if (!(p = plain_list(ps, p + 1)))
+            return NULL;
+    }
+}
+
+/* The usual instance, "#n = KEYWORD(plain parameters);" or "#n = ( KEYWORD(plain parameters) ... );", if it stands next: again
+ * for speed alone.  False: nothing is taken. */
 static bool plain_instance(struct parser *ps)
 {
     struct step_file *f = ps->f;
     const char *start = ps->p, *end = ps->end, *p = start;
     while (p < end && IS(*p, C_SPACE))
         p++;
-    if (p >= end || *p != '#' || f->n >= STEP_NONE - 1)
+    if (end - p < 64 || *p != '#' || f->n >= STEP_NONE - 1)
         return false;
     struct step_entity e = {.off = (uint32_t)(p - f->text), .ref = (uint32_t)f->n_refs, .section = (uint16_t)(f->n_sections - 1)};
-    const char *digits = ++p;
-    for (; p < end && IS(*p, C_DIGIT); p++)
+    size_t n_reals = f->n_reals;
+    uint64_t w = eight(++p), h = 0;
+    int n = digits_of(w);
+    if (!n)
+        return false;
+    e.id = number_of(w, n);
+    p += n;
+    for (int k = n; n == 8 && k < 18 && IS(*p, C_DIGIT); k++, p++)
         e.id = e.id * 10 + (uint64_t)(*p - '0');
-    if (p == digits || p - digits > 18)
+    while (p < end && IS(*p, C_SPACE))
+        p++;
+    if (end - p < 32 || *p++ != '=')
         return false;
     while (p < end && IS(*p, C_SPACE))
         p++;
-    if (p >= end || *p++ != '=')
-        return false;
-    while (p < end && IS(*p, C_SPACE))
-        p++;
-    const char *word = p;
-    if (p >= end || !IS(*p, C_UPPER))
-        return false;
-    while (p < end && IS(*p, C_UPPER | C_DIGIT))
-        p++;
-    const char *word_end = p;
-    while (p < end && IS(*p, C_SPACE))
-        p++;
-    if (p >= end || *p++ != '(')
-        return false;
-    int depth = 1;
-    enum params state = FIRST;
-    ps->p = p;
-    const char *close = plain_params(ps, &depth, &state);
-    if (end - close < 2 || close[0] != ')' || close[1] != ';' || depth != 1 || state == VALUE) {
+    const char *word = p, *close;
+    const struct type_slot *slot = NULL;
+    size_t word_n = 0;
+    if (*p == '(') {
+        e.complex = true;
+        close = plain_parts(ps, ++p);
+    } else {
+        for (;; p += 8) {
+            if (end - p < 8)
+                return false;
+            if ((n = place_of(w = eight(p), '(')) < 8)
+                break;
+            h += hash_word(w, (size_t)(p - word));
+        }
+        h += hash_word(n ? w << (64 - 8 * n) >> (64 - 8 * n) : 0, (size_t)(p - word));
+        p += n;
+        word_n = (size_t)(p - word);
+        h = hash_end(h, word_n);
+        if (IS(p[-1], C_SPACE)) {
+            while (word_n && IS(word[word_n - 1], C_SPACE))
+                word_n--;
+            h = name_hash(word, word_n);
+        }
+        slot = &f->index->slots[type_slot(f->index, h, word, word_n)];
+        if (slot->type == STEP_NONE || !slot->keyword) { /* or it would be one */
+            const char *q = word;
+            while (IS(*q, C_UPPER | C_DIGIT))
+                q++;
+            if (!word_n || IS(*word, C_DIGIT) || q != word + word_n)
+                return false;
+        }
+        close = plain_list(ps, ++p);
+    }
+    if (!close || end - close < 2 || close[1] != ';') {
         ps->p = start;
         f->n_refs = e.ref;
+        f->n_reals = n_reals;
         return false;
     }
     e.par = (uint32_t)(p - f->text);
     e.par_len = (uint32_t)(close - p);
-    e.type = intern(f, word, (size_t)(word_end - word));
+    if (e.complex)
+        e.type = intern(f, ps->joined.s, ps->joined.n, false);
+    else
+        e.type = slot->type != STEP_NONE ? slot->type : intern_hashed(f, h, word, word_n, true);
     ps->p = close + 2;
     add_instance(ps, e);
     return true;
@@ -826,7 +1002,7 @@ static int parse_header(struct parser *ps)
     if (rc < 0)
         return rc;
     for (advance(ps); ps->kind == STEP_KEYWORD && !is_word(ps, "ENDSEC"); advance(ps)) {
-        struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .type = intern(f, ps->t.s, ps->t.n)};
+        struct step_entity e = {.off = (uint32_t)(ps->t.s - f->text), .type = intern(f, ps->t.s, ps->t.n, true)};
         rc = parse_record(ps, &e.par, &e.par_len);
         if (rc < 0)
             return rc;
@@ -837,7 +1013,7 @@ static int parse_header(struct parser *ps)
         ARRAY_GROW(f->header, ps->header_cap, f->n_header + 1);
         f->header[f->n_header++] = e;
     }
-    f->n_refs = 0; /* a header has none that count */
+    f->n_refs = f->n_reals = 0; /* a header has none that count */
     return take_line(ps, "ENDSEC");
 }
 
@@ -878,11 +1054,12 @@ static int parse_data(struct parser *ps)
     advance(ps);
     if (ps->kind == STEP_OPEN) {
         s.par = (uint32_t)(ps->p - f->text);
-        size_t refs = f->n_refs;
+        size_t refs = f->n_refs, reals = f->n_reals;
         rc = parse_params(ps);
         if (rc < 0)
             return rc;
         f->n_refs = refs;
+        f->n_reals = reals;
         s.par_len = (uint32_t)(ps->t.s - f->text) - s.par;
         advance(ps);
     }
@@ -974,7 +1151,7 @@ int step_parse(const char *name, const char *text, size_t n, unsigned flags, str
     *f = (struct step_file){.name = name, .text = text, .text_n = n, .index = xcalloc(1, sizeof *f->index)};
     grow_slots(f->index, 64);
     f->index->arena.block_size = 4096;
-    struct parser ps = {.f = f, .p = text, .end = text + n, .joined = BUF_INIT};
+    struct parser ps = {.f = f, .p = text, .end = text + n, .joined = BUF_INIT, .reals = flags & STEP_REALS};
     /* About as many as there will be: growing step by step copies all of a small file's index once more. */
     size_t guess = n < (size_t)4 << 20 ? n / 64 + 8 : 65536;
     ARRAY_GROW(f->v, ps.cap, guess);
@@ -1002,6 +1179,7 @@ void step_free(struct step_file *f)
     free(f->index);
     free(f->v);
     free(f->refs);
+    free(f->reals);
     free(f->sections);
     free(f->header);
     free(f);

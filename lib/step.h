@@ -22,7 +22,7 @@
  * common readers do: a byte-order mark, bytes below 32 and 127 as white space,
  * reals spelt ".5", "1E3" or with a small 'e'.  Not read: &SCOPE of edition 1.
  *
- * Memory: 48 bytes an instance and 8 a reference; no recursion; texts up to 4 GiB.
+ * Memory: 48 bytes an instance, 8 a reference and, where they are listed, 8 a real; no recursion; texts up to 4 GiB.
  */
 #ifndef LIB_STEP_H
 #define LIB_STEP_H
@@ -89,7 +89,6 @@ struct step_entity {
     uint32_t ref, n_ref;   /* refs[ref] .. refs[ref + n_ref - 1], in the order of the text */
     uint16_t section;
     bool complex;
-    bool reals;            /* there may be reals among its values; false: there are none */
 };
 struct step_section {
     uint32_t off;          /* of the word DATA */
@@ -97,12 +96,20 @@ struct step_section {
     uint32_t body, end;    /* behind "DATA;", and at ENDSEC */
     uint32_t first, n;     /* its instances */
 };
+struct step_real {
+    uint32_t off;   /* in the text */
+    uint16_t len;   /* UINT16_MAX: at least that */
+    uint8_t whole;  /* digits ahead of the point; 0: it is not spelled [-]digits.digits, or has 255 on a side */
+    uint8_t fraction; /* digits behind it */
+};
 struct step_file {
     const char *name, *text; /* borrowed */
     size_t text_n;
     struct step_entity *v; /* in the order of the text */
     size_t n;
     struct step_ref *refs;
+    struct step_real *reals; /* of the instances, in the order of the text; STEP_REALS */
+    size_t n_reals;
     size_t n_refs, n_dangling; /* dangling: references to instances that are not there */
     struct step_section *sections;
     size_t n_sections;
@@ -118,6 +125,7 @@ struct step_file {
 enum {
     STEP_NO_HEADER = 1, /* a text may begin with its DATA section */
     STEP_REPEATS = 2,   /* an instance name may be defined again: the first stands for references */
+    STEP_REALS = 4,     /* reals are listed */
 };
 /* name is for error texts ("NAME:LINE:COLUMN: ...", columns in bytes from 1); text and
  * name are borrowed until step_free().  ERR_FORMAT: not an exchange structure;

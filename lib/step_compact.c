@@ -232,8 +232,10 @@ bool step_point_relative(const struct step_points *p, const char *s, size_t n, s
 {
     struct step_point v;
     const char *name, *name_end;
+    if (!p->last || !read_point(s, n, &v, &name, &name_end))
+        return false;
     const struct step_point *base = &p->point[p->last];
-    if (!p->last || !read_point(s, n, &v, &name, &name_end) || v.n != base->n)
+    if (v.n != base->n)
         return false;
     zeros[0] = zeros[1] = 0;
     for (int i = 0; i < v.n; i++) {

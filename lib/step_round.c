@@ -122,24 +122,41 @@ static void put_real(const char *s, size_t len, int decimals, const struct step_
     out->n = (size_t)(spell(out->s + out->n, minus, d, kept, e) - out->s);
 }
 
-/* A real that put_real() would write as it stands: most are 0. or 1. or have few digits. */
-static bool stays(const char *p, size_t len, int decimals)
+/* A real that put_real() would write as it stands: most are 0. or 1. or have few digits.  s: behind its sign. */
+static inline bool stays(const char *s, const struct step_real *r, bool minus, int decimals)
 {
-    const char *end = p + len, *whole, *dot;
-    bool minus = *p == '-';
-    whole = p += minus;
-    while (p < end && is_digit(*p))
-        p++;
-    dot = p;
-    if (dot == whole || dot - whole > 15 || dot == end || *dot != '.' || (*whole == '0' && dot - whole > 1))
+    const char *behind = s + r->whole + 1;
+    if (!r->whole || r->whole > 15 || r->fraction > decimals || (*s == '0' && r->whole > 1))
         return false;
-    for (p++; p < end && is_digit(*p); p++)
-        ;
-    if (p < end || p - dot - 1 > decimals)
-        return false;
-    if (p - dot == 1)
-        return !(minus && *whole == '0');
-    return p[-1] != '0' && (*whole != '0' || p - dot - 1 <= 5 || dot[1] != '0');
+    if (!r->fraction)
+        return !(minus && *s == '0');
+    return behind[r->fraction - 1] != '0' && (*s != '0' || r->fraction <= 5 || *behind != '0');
+}
+
+/* put_real() of the usual real of too many digits.  Returns how many bytes of s are kept in o, 0 if it is none such. */
+static inline size_t cut(char *o, const char *s, const struct step_real *r, int decimals)
+{
+    const char *behind = s + r->whole + 1;
+    if (!r->whole || r->whole > 15 || r->fraction <= decimals || behind[r->fraction - 1] == '0')
+        return 0;
+    if (*s == '0' && (r->whole > 1 || (behind[0] == '0' && behind[1] == '0')))
+        return 0;
+    size_t n = (size_t)(r->whole + 1 + decimals);
+    char next = behind[decimals], *last = o + n - 1;
+    if (next == '5' && r->fraction == decimals + 1) /* half way */
+        return 0;
+    memcpy(o, s, n);
+    if (next < '5') {
+        while (*last == '0')
+            last--;
+    } else {
+        while (*last == '9')
+            last--;
+        if (*last == '.') /* the carry goes on */
+            return 0;
+        ++*last;
+    }
+    return (size_t)(last + 1 - o);
 }
 
 /* ---- the length unit ---- */
@@ -194,10 +211,15 @@ static double unit_mm(const struct step_file *f, uint32_t i, int depth)
 static double file_unit_mm(const struct step_file *f)
 {
     double largest = 0;
+    uint32_t other = STEP_NONE; /* the type seen last that is none */
     for (size_t i = 0; i < f->n; i++) {
         const struct step_entity *e = &f->v[i];
-        if (!e->complex || !step_is(f, e, "GLOBAL_UNIT_ASSIGNED_CONTEXT"))
+        if (!e->complex || e->type == other)
             continue;
+        if (!step_is(f, e, "GLOBAL_UNIT_ASSIGNED_CONTEXT")) {
+            other = e->type;
+            continue;
+        }
         for (uint32_t k = 0; k < e->n_ref; k++) {
             double mm = unit_mm(f, f->refs[e->ref + k].target, 0);
             if (mm > largest)
@@ -207,74 +229,11 @@ static double file_unit_mm(const struct step_file *f)
     return largest;
 }
 
-/* The end of a real from its point or E on. */
-static inline const char *real_end(const char *p, const char *end)
-{
-    for (p += *p == '.'; p < end && is_digit(*p); p++)
-        ;
-    if (p < end && (*p == 'E' || *p == 'e'))
-        for (p += 2; p < end && is_digit(*p); p++) /* a sign or a digit follows */
-            ;
-    return p;
-}
-
-/* The next real of parameters that the parser has seen to be well formed; *p moves behind it. */
-static bool next_real(const char **pp, const char *end, struct step_token *t)
-{
-    const char *p = *pp;
-    while (p < end) {
-        const char *q = p + 1;
-        switch (*p) {
-        case '0' ... '9': case '+': case '-': {
-            t->s = p;
-            while (q < end && is_digit(*q))
-                q++;
-            if (q < end && (*q == '.' || *q == 'E' || *q == 'e')) {
-                *pp = real_end(q, end);
-                t->n = (size_t)(*pp - p);
-                return true;
-            }
-            break;
-        }
-        case '.': /* .T., or .5 */
-            if (q < end && is_digit(*q)) {
-                *pp = real_end(p, end);
-                *t = (struct step_token){.s = p, .n = (size_t)(*pp - p)};
-                return true;
-            }
-            while (q < end && *q != '.')
-                q++;
-            q++;
-            break;
-        case '#': case 'A' ... 'Z': case '_': case '!':
-            while (q < end && (is_digit(*q) || (*q >= 'A' && *q <= 'Z') || *q == '_'))
-                q++;
-            break;
-        case '\'':
-            q = step_string_end(p, end);
-            q = q ? q : end;
-            break;
-        case '"':
-            while (q < end && *q != '"')
-                q++;
-            q++;
-            break;
-        case '/': case '\\':
-            q = step_skip_space(p, end);
-            q = q > p ? q : p + 1;
-            break;
-        }
-        p = q;
-    }
-    *pp = end;
-    return false;
-}
-
 int step_round(const char *name, const char *text, size_t n, const struct step_round_opts *opts, struct buf *out,
                struct step_round_report *report)
 {
     struct step_file *f;
-    int rc = step_parse(name, text, n, STEP_NO_HEADER, &f);
+    int rc = step_parse(name, text, n, STEP_NO_HEADER | STEP_REALS, &f);
     if (rc < 0)
         return rc;
     *report = (struct step_round_report){.unit_mm = file_unit_mm(f), .decimals = opts->decimals};
@@ -285,27 +244,40 @@ int step_round(const char *name, const char *text, size_t n, const struct step_r
     for (size_t i = 0; i < f->n_types; i++)
         exact[i] = strstr(step_type(f, (uint32_t)i), "MEASURE_WITH_UNIT") != NULL;
 
+    const struct step_real *r = f->reals, *last = r + f->n_reals;
     const char *from = text; /* not yet copied */
+    int decimals = report->decimals;
+    /* cut() keeps decimals digits or one less that are not 0 */
+    bool may_cut = opts->flush <= 0 && decimals >= 2 && decimals - 1 >= opts->significant;
     buf_grow(out, n + MAX_DIGITS + 32);
-    for (size_t i = 0; i < f->n; i++) {
-        const struct step_entity *e = &f->v[i];
-        if (!e->reals || exact[e->type])
-            continue;
-        const char *p = text + e->par, *end = p + e->par_len;
-        struct step_token t;
-        while (next_real(&p, end, &t)) {
-            bool changed;
+    for (size_t i = 0; i <= f->n && r < last; i++) {
+        /* up to the next instance whose reals stay, and over them */
+        while (i < f->n && !exact[f->v[i].type])
+            i++;
+        uint32_t stop = i < f->n ? f->v[i].par : UINT32_MAX;
+        for (; r < last && r->off < stop; r++) {
+            const char *s = text + r->off, *number = s + (*s == '-');
+            size_t gap = (size_t)(s - from), kept;
+            bool changed = true;
             report->reals++;
-            if (opts->flush <= 0 && stays(t.s, t.n, report->decimals))
+            if (opts->flush <= 0 && stays(number, r, number > s, decimals))
                 continue;
-            size_t gap = (size_t)(t.s - from);
-            buf_grow(out, gap + MAX_DIGITS + 32);
-            memcpy(out->s + out->n, from, gap);
-            out->n += gap;
-            put_real(t.s, t.n, report->decimals, opts, out, &changed);
-            from = p;
+            gap += number > s;
+            if (may_cut && (kept = cut(out->s + out->n + gap, number, r, decimals)) > 0) {
+                memcpy(out->s + out->n, from, gap);
+                out->n += gap + kept;
+            } else {
+                gap = (size_t)(s - from);
+                buf_grow(out, (size_t)(text + n - from) + MAX_DIGITS + 32);
+                memcpy(out->s + out->n, from, gap);
+                out->n += gap;
+                put_real(s, r->len, decimals, opts, out, &changed);
+            }
+            from = s + r->len;
             report->changed += changed;
         }
+        for (stop = i < f->n ? stop + f->v[i].par_len : stop; r < last && r->off < stop; r++)
+            ;
     }
     buf_add(out, from, (size_t)(text + n - from));
     free(exact);

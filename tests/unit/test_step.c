@@ -42,6 +42,50 @@ static void every_kind_of_value_is_read(void **state)
     step_free(f);
 }
 
+/* What is read straight from the bytes and what goes token by token comes to the same: near the end of a text all goes the second
+ * way, with blanks behind it the first. */
+static void both_ways_to_read_an_instance_agree(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {
+        "#1=A(1.5,-0.25,.5,1.E5,3,-7);", "#12345678=A(#123456789,#000000012345678);", "#7 = LONG_KEYWORD_OF_MANY_LETTERS_9 (1.5 , #2 );",
+        "#1=A(1.5);#2=A (2.);#3=AB(3.);#4=A\n(4.);", "#1=(A()B(1.25));#2=A+B(1.);", "#1=(A(2.)\n B('x')C((),(#1)) ) ;", "#1=( A() /* */ B() );",
+        "#1=a();", "#1=1A();", "#1=!U(1.);#2=!U(2.);", "#123456789012345678=A();", "#1234567890123456789=A();", "#1=A(#1234567890123456789);",
+        "#1=A(--1.);", "#1=A(1.2.3);", "#1=A(1.5x);", "#1=A('a''b','',''',.U.,.T.,$,*);", "#1=A(B(1.5),C(2));", "#1=A(1.5e-3,+2.5,007.5);",
+        "#1=A(1.5,);", "#1=A(,1.5);", "#1=A((1.5)(2.5));", "#1=A(1.5)", "#1=A(1.5));", "#1=()", "#1=(A);", "#1=(A()a());", "#1=A(#1#2);", "#1=A(#);",
+        "#1=A(12345678,123456789.,1.123456789012345678,0.);", "# 1=A();", "#1=A_(1.);#2=_A(1.);#3=A_;", "#1=A(1 .5);", "#1=A(\"0F\",1.5);",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        char *text = xasprintf("DATA;%s\nENDSEC;END-ISO-10303-21;", parts[i]), *longer = xasprintf("%s%300s", text, "");
+        struct step_file *a, *b;
+        int rc = step_parse("t", text, strlen(text), STEP_NO_HEADER | STEP_REALS, &a);
+        char *error = xstrdup(err_text());
+        assert_int_equal(step_parse("t", longer, strlen(longer), STEP_NO_HEADER | STEP_REALS, &b), rc);
+        if (rc < 0) {
+            assert_string_equal(err_text(), error);
+        } else {
+            assert_int_equal(a->n, b->n);
+            assert_int_equal(a->n_refs, b->n_refs);
+            assert_int_equal(a->n_reals, b->n_reals);
+            for (size_t k = 0; k < a->n; k++) {
+                const struct step_entity *x = &a->v[k], *y = &b->v[k];
+                assert_string_equal(step_type(a, x->type), step_type(b, y->type));
+                assert_true(x->id == y->id && x->off == y->off && x->len == y->len && x->par == y->par && x->par_len == y->par_len);
+                assert_true(x->ref == y->ref && x->n_ref == y->n_ref && x->complex == y->complex);
+            }
+            for (size_t k = 0; k < a->n_refs; k++)
+                assert_true(a->refs[k].off == b->refs[k].off && a->refs[k].target == b->refs[k].target);
+            for (size_t k = 0; k < a->n_reals; k++)
+                assert_memory_equal(&a->reals[k], &b->reals[k], sizeof *a->reals);
+        }
+        step_free(a);
+        step_free(b);
+        free(error);
+        free(text);
+        free(longer);
+    }
+}
+
 static void kinds_of_tokens_are_told_apart(void **state)
 {
     (void)state;
@@ -314,6 +358,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_kind_of_value_is_read),
+        cmocka_unit_test(both_ways_to_read_an_instance_agree),
         cmocka_unit_test(kinds_of_tokens_are_told_apart),
         cmocka_unit_test(comments_strings_and_white_space_hide_nothing),
         cmocka_unit_test(page_directive_may_carry_an_apostrophe),
