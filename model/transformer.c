@@ -835,8 +835,7 @@ static int read_embeddings(struct model *m, const struct loading *ld)
     return rc;
 }
 
-/* Of a sister model of the same shape an adapter fits, and is still wrong. */
-static int check_base(const struct model *m, const char *dir)
+int lora_check_base(const struct model *m, const char *dir)
 {
     char *path = path_join(dir, "prompt.json"), mine[24];
     json_t *o = NULL;
@@ -857,7 +856,7 @@ int lora_load(struct model *m, const char *dir, bool trained, struct lora_config
     char *path = path_join(dir, "adapter_config.json"), *weights = path_join(dir, "adapter_model.safetensors");
     int rc = read_lora_config(path, &c);
     if (rc == ERR_OK)
-        rc = check_base(m, dir);
+        rc = lora_check_base(m, dir);
     if (rc == ERR_OK && (rc = st_open(weights, &ld.file)) == ERR_OK)
         rc = each_adapter(m, &c, read_adapter, &ld);
     if (rc == ERR_OK && c.embeddings)

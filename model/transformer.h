@@ -177,6 +177,8 @@ int lora_attach(struct model *m, const struct lora_config *c, uint64_t seed);
 /* Loads adapters from a PEFT folder.  trained: their training goes on.  ERR_FORMAT when they do not
  * fit this model, or were trained on another (by the digest that sft leaves in prompt.json). */
 int lora_load(struct model *m, const char *dir, bool trained, struct lora_config *out);
+/* ERR_FORMAT if dir/prompt.json names other weights than the model's: of a sister model of the same shape an adapter fits, and is still wrong. */
+int lora_check_base(const struct model *m, const char *dir);
 /* Writes adapter_config.json and adapter_model.safetensors (float32), as PEFT does. */
 int lora_save(const struct model *m, const struct lora_config *c, const char *dir, const char *base);
 /* The highest rank of the adapters that are beside the weights; 0: none, or merged. */

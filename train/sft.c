@@ -189,6 +189,53 @@ static int write_companions(const struct trainer *tr, const char *dir)
     return rc;
 }
 
+/* Of what a checkpoint was made with: what cannot be otherwise when it is gone on from, and that whose change is told. */
+static const char *const binding[] = {"method", "lora.r", "lora.alpha", "lora.rslora", "lora.target", "train-embeddings"};
+static const char *const told[] = {"seed",  "lr",    "schedule", "warmup-steps",  "warmup-ratio", "weight-decay", "beta1",
+                                   "beta2", "eps",   "max-grad-norm", "precision", "dtype"};
+
+/* "1e-3", or of a list "q_proj v_proj"; the caller frees. */
+static char *setting(const char *name)
+{
+    struct buf b = BUF_INIT;
+    for (const struct opt *o = options; o->name; o++) {
+        const struct opt_list *l = o->value;
+        struct opt one[2] = {*o, {0}};
+        if (strcmp(o->name, name))
+            continue;
+        for (size_t i = 0; o->type == OPT_LIST && i < l->n; i++)
+            buf_printf(&b, "%s%s", i ? " " : "", l->v[i]);
+        if (o->type != OPT_LIST)
+            opt_dump(one, false, &b);
+    }
+    const char *value = b.n ? strstr(b.s, " = ") : NULL;
+    value = value ? value + 3 + (value[3] == '"') : b.n ? b.s : "";
+    char *s = xasprintf("%.*s", (int)strcspn(value, "\"\n"), value);
+    buf_release(&b);
+    return s;
+}
+
+static void write_settings(struct jw *j, const char *const *names, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        char *value = setting(names[i]);
+        jw_kv_str(j, names[i], value);
+        free(value);
+    }
+}
+
+/* "lr was 5e-05, now it is 1e-05; ..." for those that a checkpoint's settings have otherwise. */
+static void changed_settings(const json_t *was, const char *const *names, size_t n, struct buf *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        const char *old = json_string_value(json_object_get(was, names[i]));
+        char *now = setting(names[i]);
+        if (old && strcmp(old, now))
+            buf_printf(out, "%s%s was %s, now it is %s", out->n ? "; " : "", names[i], *old ? old : "all", *now ? now : "all");
+        free(now);
+    }
+}
+
 static int write_state(struct trainer *tr, const char *dir)
 {
     struct buf b = BUF_INIT;
@@ -204,6 +251,11 @@ static int write_state(struct trainer *tr, const char *dir)
     jw_kv_real(&j, "loss_average", tr->loss_average);
     jw_kv_int(&j, "best_step", tr->best_step);
     jw_kv_real(&j, "best_loss", tr->best_loss);
+    jw_key(&j, "settings");
+    jw_object(&j);
+    write_settings(&j, binding, ARRAY_LEN(binding));
+    write_settings(&j, told, ARRAY_LEN(told));
+    jw_end(&j);
     jw_end(&j);
     char *path = path_join(dir, "trainer_state.json"), *opt = path_join(dir, "optimizer.safetensors");
     int rc = adamw_save(tr->opt, opt);
@@ -319,8 +371,11 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
     char *dir = checkpoint_dir(step), *path = path_join(dir, "trainer_state.json"), *opt = path_join(dir, "optimizer.safetensors");
     json_t *o = NULL;
     char digest[24];
+    struct buf other = BUF_INIT, note = BUF_INIT;
     int rc = json_read_file(path, 1 << 20, &o);
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)tr->train.digest);
+    changed_settings(json_object_get(o, "settings"), binding, ARRAY_LEN(binding), &other);
+    changed_settings(json_object_get(o, "settings"), told, ARRAY_LEN(told), &note);
     const char *was = rc == ERR_OK ? json_string_value(json_object_get(o, "data_digest")) : NULL;
     int64_t each = json_integer_value(json_object_get(o, "global_batch"));
     if (rc == ERR_OK && (!was || strcmp(was, digest)))
@@ -329,6 +384,12 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
         rc = err_set(ERR_USAGE, "%s: was made with %lld records a step, now they are %lld (%d processes x batch-size %lld x accumulation %lld): "
                      "--global-batch %lld goes on", dir, (long long)each, (long long)tr->each, tr->env.size, (long long)batch,
                      (long long)accumulation, (long long)each);
+    if (rc == ERR_OK && other.n)
+        rc = err_set(ERR_USAGE, "%s: %s; start anew in another --out", dir, other.s);
+    if (rc == ERR_OK && (rc = lora_check_base(tr->m, dir)) < 0)
+        rc = err_wrap("%s", dir);
+    if (rc == ERR_OK && note.n && !tr->env.rank)
+        log_warn("going on with other settings than %s has: %s", dir, note.s);
     if (rc == ERR_OK && json_integer_value(json_object_get(o, "steps")) != tr->steps && !tr->env.rank)
         log_warn("the run now has %lld steps, it had %lld: the learning rate follows the new length", (long long)tr->steps,
                  (long long)json_integer_value(json_object_get(o, "steps")));
@@ -345,6 +406,8 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
         if (tr->t->db)
             rc = rundb_metrics_cut(tr->t->db, step);
     }
+    buf_release(&other);
+    buf_release(&note);
     json_decref(o);
     free(dir);
     free(path);

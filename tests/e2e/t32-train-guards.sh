@@ -143,6 +143,14 @@ expect 3 "was trained on other weights than those in sister/model.safetensors" "
 expect 2 "is the state of --optimizer adamw8bit, not of adamw" "${lora[@]}" --data data --out emb --max-steps 9 --batch-size 2 --train-embeddings --resume
 mkdir changed && sed 's/holes/slots/' data/train.json > changed/train.json
 expect 2 "the training data, tokenizer or prompt changed since this checkpoint" "${lora[@]}" --data changed --out best --batch-size 2 --accumulation 1 --max-steps 40 --resume
+on() { "${lora[@]}" --data data --out again --max-steps 4 --save-steps 2 --batch-size 2 --accumulation 1 "$@"; }
+on || fail "two steps: $?"
+expect 2 "checkpoint-4: lora.alpha was 16, now it is 64; start anew" on --resume --max-steps 6 -o lora.alpha=64
+expect 2 "lora.target was all, now it is q_proj v_proj; start anew" on --resume --max-steps 6 -o lora.target=q_proj -o lora.target=v_proj
+expect 2 "method was lora, now it is full; train-embeddings was false, now it is true; start anew" on --resume --max-steps 6 --method full
+expect 3 "checkpoint-4: it was trained on other weights than those in sister/model.safetensors" on --resume --max-steps 6 --model sister
+on --resume --max-steps 6 -o lr=1e-4 --seed 7 2> err.txt || fail "another learning rate: $?"
+grep -Eq 'other settings than again/checkpoint-4 has: seed was [0-9]+, now it is 7; lr was [0-9.e-]+, now it is 0.0001$' err.txt || fail "changed settings are not told: $(cat err.txt)"
 expect 2 "--final best needs --eval-steps" "${lora[@]}" --data data --out no --final best
 "${lora[@]}" --data data --out long --max-tokens 390 --overlong truncate --max-steps 1 --save-steps 0 2> err.txt || fail "--overlong truncate: $?"
 grep -Eq 'train.json: [0-9]+ records of more than 390 tokens were cut' err.txt || fail "cut records are not counted: $(cat err.txt)"
