@@ -385,6 +385,14 @@ static void put_statements(const char *p, const char *end, struct buf *out, stru
             const char *q = memmem(p + 2, (size_t)(end - p - 2), "*/", 2);
             report->comments++;
             p = q ? q + 2 : end;
+        } else if (*p == '<') { /* a URI of edition 3 may hold what elsewhere begins a string or a comment */
+            if (out)
+                step_put_lean(start, (size_t)(p - start), out);
+            for (start = p; p < end && *p != '>' && (unsigned char)*p > ' '; p++)
+                ;
+            if (out)
+                buf_add(out, start, (size_t)(p - start));
+            start = p;
         } else if (*p++ == ';' && out) {
             step_put_lean(start, (size_t)(p - start), out);
             buf_putc(out, '\n');
@@ -398,9 +406,9 @@ static void put_statements(const char *p, const char *end, struct buf *out, stru
 static bool restore_whole(const char *name, const char *text, size_t n, struct buf *out, struct step_restore_report *report)
 {
     struct step_file *f;
-    if (!begins(step_skip_space(text, text + n), text + n, "ISO-10303-21") || step_parse(name, text, n, 0, &f) < 0)
+    const char *from = text + (begins(text, text + n, "\xef\xbb\xbf") ? 3 : 0);
+    if (!begins(step_skip_space(from, text + n), text + n, "ISO-10303-21") || step_parse(name, text, n, 0, &f) < 0)
         return false;
-    const char *from = text;
     buf_grow(out, n + f->n);
     for (size_t i = 0; i < f->n; i++) {
         const char *p = text + f->v[i].off;

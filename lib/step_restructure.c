@@ -162,8 +162,23 @@ static void relate(struct relating *r, uint32_t entity, uint64_t self, size_t fr
     }
 }
 
-static void put_section(const struct walk *w, const struct groups *g, const struct step_ids *ids, uint16_t section, struct relating *relating,
-                        struct buf *out)
+/* The group that holds a place of the order. */
+static size_t group_of_place(const struct groups *g, uint32_t place)
+{
+    size_t lo = 0, hi = g->n;
+    while (hi - lo > 1) {
+        size_t mid = (lo + hi) / 2;
+        if (g->v[mid].begin <= place)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+/* The instances of a section stand at place[0..n) of the order. */
+static void put_section(const struct walk *w, const struct groups *g, const struct step_ids *ids, uint16_t section, const uint32_t *place,
+                        size_t n, struct relating *relating, struct buf *out)
 {
     const struct step_file *f = w->f;
     const struct step_section *s = &f->sections[section];
@@ -174,26 +189,22 @@ static void put_section(const struct walk *w, const struct groups *g, const stru
         buf_putc(out, ')');
     }
     buf_puts(out, ";\n");
-    for (size_t k = 0; k < g->n; k++) {
-        size_t end = k + 1 < g->n ? g->v[k + 1].begin : w->n;
-        bool titled = !g->v[k].title;
-        for (size_t i = g->v[k].begin; i < end; i++) {
-            const struct step_entity *e = &f->v[w->order[i]];
-            if (e->section != section)
-                continue;
-            if (!titled) {
-                buf_printf(out, "/* %s Section - %zu root%s */\n", g->v[k].title, g->v[k].roots,
-                           g->v[k].roots == 1 ? "" : "s");
-                titled = true;
-            }
-            size_t from = out->n;
-            step_put(f, e, ids, out);
-            if (ids->compact)
-                step_point_mark(from, out);
-            if (relating)
-                relate(relating, w->order[i], ids->of[w->order[i]], from, out);
-            buf_putc(out, '\n');
+    size_t next = 0; /* where another group begins */
+    for (size_t i = 0; i < n; i++) {
+        uint32_t entity = w->order[place[i]];
+        if (place[i] >= next) {
+            size_t k = group_of_place(g, place[i]);
+            next = k + 1 < g->n ? g->v[k + 1].begin : w->n;
+            if (g->v[k].title)
+                buf_printf(out, "/* %s Section - %zu root%s */\n", g->v[k].title, g->v[k].roots, g->v[k].roots == 1 ? "" : "s");
         }
+        size_t from = out->n;
+        step_put(f, &f->v[entity], ids, out);
+        if (ids->compact)
+            step_point_mark(from, out);
+        if (relating)
+            relate(relating, entity, ids->of[entity], from, out);
+        buf_putc(out, '\n');
     }
     buf_puts(out, "ENDSEC;\n");
 }
@@ -299,31 +310,37 @@ static struct groups keep(struct walk *w)
 /* Places data sections so that what one refers to stands ahead of it, where they do not refer to each other in a ring. */
 static uint16_t *order_sections(const struct step_file *f, bool sort)
 {
-    enum { MANY = 64 }; /* files have one or two */
-    size_t n = f->n_sections;
+    size_t n = f->n_sections, at = 0;
     uint16_t *order = xmalloc((n + 1) * sizeof *order);
-    for (size_t s = 0; s < n; s++)
-        order[s] = (uint16_t)s;
-    if (!sort || n < 2 || n > MANY)
-        return order;
-    uint64_t needs[MANY] = {0}, placed = 0;
-    for (size_t i = 0; i < f->n; i++)
-        for (uint32_t k = 0; k < f->v[i].n_ref; k++) {
-            uint32_t target = f->refs[f->v[i].ref + k].target;
-            if (target != STEP_NONE && f->v[target].section != f->v[i].section)
-                needs[f->v[i].section] |= (uint64_t)1 << f->v[target].section;
+    struct frame *stack = xmalloc((n + 1) * sizeof *stack); /* an instance of each section that is entered, and its next reference */
+    bool *entered = xcalloc(n + 1, sizeof *entered);
+    for (size_t s = 0; s < n; s++) {
+        size_t depth = 0;
+        if (!entered[s])
+            stack[depth++] = (struct frame){.entity = f->sections[s].first};
+        uint16_t section = (uint16_t)s;
+        entered[s] = true;
+        while (depth) {
+            struct frame *top = &stack[depth - 1];
+            const struct step_section *in = &f->sections[section];
+            if (!sort || top->entity == in->first + in->n) {
+                order[at++] = section;
+                if (--depth)
+                    section = f->v[stack[depth - 1].entity].section;
+            } else if (top->next == f->v[top->entity].n_ref) {
+                *top = (struct frame){.entity = top->entity + 1};
+            } else {
+                uint32_t target = f->refs[f->v[top->entity].ref + top->next++].target;
+                if (target == STEP_NONE || entered[f->v[target].section])
+                    continue;
+                section = f->v[target].section;
+                entered[section] = true;
+                stack[depth++] = (struct frame){.entity = f->sections[section].first};
+            }
         }
-    for (size_t at = 0; at < n; at++) {
-        size_t first = n, next = n; /* not placed yet; and in need of nothing */
-        for (size_t s = 0; s < n && next == n; s++) {
-            if (placed >> s & 1)
-                continue;
-            first = first < n ? first : s;
-            next = needs[s] & ~placed ? n : s;
-        }
-        order[at] = (uint16_t)(next < n ? next : first);
-        placed |= (uint64_t)1 << order[at];
     }
+    free(entered);
+    free(stack);
     return order;
 }
 
@@ -345,12 +362,16 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     for (size_t k = 0; k < g.n && opts->bare; k++)
         g.v[k].title = NULL;
 
-    uint64_t *id = xmalloc((f->n + 1) * sizeof *id), next = 1;
+    uint64_t *id = xmalloc((f->n + 1) * sizeof *id);
+    uint32_t *place = xmalloc((f->n + 1) * sizeof *place), *first = xmalloc((f->n_sections + 1) * sizeof *first); /* section by section */
     uint16_t *sections = order_sections(f, opts->order == STEP_CHILDREN_FIRST);
-    for (uint16_t s = 0; s < f->n_sections; s++)
-        for (size_t i = 0; i < w.n; i++)
-            if (f->n_sections == 1 || f->v[w.order[i]].section == sections[s])
-                id[w.order[i]] = next++;
+    for (uint32_t s = 0, sum = 0; s < f->n_sections; sum += f->sections[sections[s++]].n)
+        first[sections[s]] = sum;
+    for (uint32_t i = 0; i < w.n; i++) {
+        uint32_t k = first[f->v[w.order[i]].section]++;
+        place[k] = i;
+        id[w.order[i]] = k + 1;
+    }
     for (size_t i = 0; i < f->n; i++)
         for (uint32_t k = 0; k < f->v[i].n_ref; k++) {
             uint32_t target = f->refs[f->v[i].ref + k].target;
@@ -374,8 +395,8 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     buf_grow(out, n);
     if (f->n_header)
         step_put_header(f, out);
-    for (uint16_t s = 0; s < f->n_sections; s++)
-        put_section(&w, &g, &ids, sections[s], relative ? &relating : NULL, out);
+    for (size_t s = 0, k = 0; s < f->n_sections; k += f->sections[sections[s++]].n)
+        put_section(&w, &g, &ids, sections[s], place + k, f->sections[sections[s]].n, relative ? &relating : NULL, out);
     buf_puts(out, "END-ISO-10303-21;\n");
 
     step_points_release(&relating.points);
@@ -383,6 +404,8 @@ int step_restructure(const char *name, const char *text, size_t n, const struct 
     free(relating.vertex);
     free(relating.origin);
     free(sections);
+    free(first);
+    free(place);
     free(missing.id);
     free(id);
     free(g.v);

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The reference modes against an independent model of the original (tests/golden/prep/model.py) on made-up
-# and mutated files.  PREP_FILES=20000 PREP_SEED=2 for a longer look.
+# and mutated files; the strict modes against what must hold for them.  PREP_FILES=20000 PREP_SEED=2 for a longer look.
 set -u
 BIN=${BIN:-build/bin}
 SHARED=${SHARED:-../shared}
@@ -8,6 +8,8 @@ cases=$SHARED/golden/prep/cases
 command -v python3 > /dev/null || { echo 'SKIP: no python3'; exit 77; }
 [ -d "$cases" ] || cases=
 python3 tests/golden/prep/compare.py "$BIN" "${PREP_FILES:-600}" "${PREP_SEED:-1}" $cases || { echo FAIL; exit 1; }
+# The strict modes, on made-up files of every odd spelling (tests/golden/prep/strict.py).
+python3 tests/golden/prep/strict.py "$BIN" $((${PREP_FILES:-600} / 8)) "${PREP_SEED:-1}" || { echo FAIL; exit 1; }
 if [ -n "$cases" ]; then
     dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
     tar -xf "$SHARED/golden/prep/files.tar.xz" -C "$dir" rounded &&

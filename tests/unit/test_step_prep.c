@@ -141,6 +141,28 @@ static void data_sections_stay_apart(void **state)
     free(s);
 }
 
+static void many_data_sections_take_no_longer(void **state)
+{
+    (void)state;
+    enum { MANY = 60000 }; /* each needs the one behind it: the last comes first */
+    struct step_restructure_report r;
+    struct buf b = BUF_INIT;
+    for (int i = 1; i <= MANY; i++) {
+        if (i > 1)
+            buf_printf(&b, "ENDSEC;DATA('%d',('S'));", i);
+        if (i < MANY)
+            buf_printf(&b, "#%d=T%d(#%d);", i, i, i + 1);
+        else
+            buf_printf(&b, "#%d=T();", i);
+    }
+    char *s = restructure(b.s, false, &r);
+    assert_int_equal(r.forward, 0);
+    assert_non_null(strstr(s, "#1=T();"));
+    assert_non_null(strstr(s, "DATA;\n/* T1 Section - 1 root */\n#60000=T1(#59999);"));
+    free(s);
+    buf_release(&b);
+}
+
 static void a_section_stands_behind_what_it_refers_to(void **state)
 {
     (void)state;
@@ -362,9 +384,26 @@ static void what_cannot_be_mended_is_an_error_at_its_place(void **state)
     free(restore("", ERR_FORMAT, &r));
 }
 
+static void sections_of_edition_3_are_restored_as_they_are(void **state)
+{
+    (void)state;
+    const char *rest = "ISO-10303-21;\nHEADER;\nENDSEC;\nANCHOR;\n<a>=#1;\n<it's>=1.5;\nENDSEC;\nREFERENCE;\n#9=<http://x/*y#z>;\nENDSEC;\nDATA;\n"
+                       "#1=A('',#9);\nENDSEC;\nEND-ISO-10303-21;\n";
+    for (int mark = 0; mark < 2; mark++) { /* and a byte-order mark changes nothing */
+        char *text = xasprintf("%s%sSIGNATURE\nMIIB/*==\nENDSEC;\n", mark ? "\xef\xbb\xbf" : "", rest);
+        struct buf b = BUF_INIT;
+        struct step_restore_report r;
+        assert_int_equal(step_restore("t", text, strlen(text), &b, &r), ERR_OK);
+        assert_string_equal(b.s, rest);
+        buf_release(&b);
+        free(text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sections_of_edition_3_are_restored_as_they_are),
         cmocka_unit_test(reals_of_every_spelling_round),
         cmocka_unit_test(options_change_what_is_kept),
         cmocka_unit_test(unit_definitions_are_kept_and_coarse_units_seen),
@@ -373,6 +412,7 @@ int main(void)
         cmocka_unit_test(only_cycles_point_forward),
         cmocka_unit_test(dangling_references_name_nothing_new),
         cmocka_unit_test(data_sections_stay_apart),
+        cmocka_unit_test(many_data_sections_take_no_longer),
         cmocka_unit_test(a_section_stands_behind_what_it_refers_to),
         cmocka_unit_test(a_long_chain_needs_no_stack),
         cmocka_unit_test(the_compact_form_is_undone_without_loss),
