@@ -25,6 +25,11 @@ static inline i8 choose(i8 mask, i8 a, i8 b)
 #endif
 }
 
+static inline v8 select8(i8 mask, v8 a, v8 b)
+{
+    return (v8)choose(mask, (i8)a, (i8)b);
+}
+
 /* A bit for each lane of a comparison that holds. */
 static inline uint32_t lanes(i8 mask)
 {
@@ -38,22 +43,23 @@ static inline uint32_t lanes(i8 mask)
 #endif
 }
 
-/* Writes the lanes of d2 in mask, and their numbers from j on, behind each other; returns how many.  Room for
- * LANES is needed. */
-static inline size_t compress(uint32_t mask, v8 d2, uint32_t j, float *out_d2, uint32_t *out_j)
+static const i8 LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+
+/* Writes the lanes of d2 in mask, and their numbers j, behind each other; returns how many.  Room for LANES is needed. */
+static inline size_t compress(uint32_t mask, v8 d2, i8 j, float *out_d2, uint32_t *out_j)
 {
 #ifdef __AVX2__
     uint64_t bytes = _pdep_u64(mask, 0x0101010101010101u) * 0xff; /* a byte a lane */
     __m256i from = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)_pext_u64(0x0706050403020100u, bytes)));
     _mm256_storeu_ps(out_d2, _mm256_permutevar8x32_ps((__m256)d2, from));
-    _mm256_storeu_si256((__m256i *)out_j, _mm256_add_epi32(from, _mm256_set1_epi32((int)j)));
+    _mm256_storeu_si256((__m256i *)out_j, _mm256_permutevar8x32_epi32((__m256i)j, from));
     return (size_t)__builtin_popcount(mask);
 #else
     size_t n = 0;
     for (; mask; mask &= mask - 1) {
         uint32_t l = (uint32_t)__builtin_ctz(mask);
         out_d2[n] = d2[l];
-        out_j[n++] = j + l;
+        out_j[n++] = (uint32_t)j[l];
     }
     return n;
 #endif
@@ -71,31 +77,41 @@ static inline v8 to_floats(const uint8_t *p)
 #endif
 }
 
-/* The cloud by coordinate, centred, sorted by cells half as wide as the reach, so that the neighbours of a
- * point are in few runs. */
-struct cloud {
+/* Points by coordinate, centred, sorted by cells half as wide as a reach, so that what is within it is in few runs. */
+struct cells {
     size_t n;
-    float *x, *y, *z, *nx, *ny, *nz;
-    int cells[3];
-    double side;        /* of a cell */
-    double min[3];
-    uint32_t *start;    /* [cells + 1] first point of each cell, x fastest */
+    float *x, *y, *z; /* [n], and 2 * LANES more that may be read */
+    uint32_t *order;  /* [n] the point as it came */
+    int side[3];      /* cells */
+    double width, min[3];
+    uint32_t *start;  /* [cells + 1] first point of each cell, x fastest */
+};
+
+struct cloud {
+    struct cells by; /* the histograms' reach */
+    size_t n;
+    float *x, *y, *z, *nx, *ny, *nz; /* x, y, z: of by */
     uint32_t *first;    /* [n + 1] neighbours of i: near[first[i]] .. near[first[i + 1] - 1], itself among them */
     uint32_t *near;     /* ascending */
     float *near_d2;
     float *limit;       /* [n] squared distance of the farthest neighbour that i may have */
 };
 
-static int cell_of(const struct cloud *c, int k, double v)
+static int cell_of(const struct cells *c, int k, double v)
 {
-    int at = (int)((v - c->min[k]) / c->side);
-    return at < 0 ? 0 : at >= c->cells[k] ? c->cells[k] - 1 : at;
+    int at = (int)((v - c->min[k]) / c->width);
+    return at < 0 ? 0 : at >= c->side[k] ? c->side[k] - 1 : at;
 }
 
-static void sort_points(struct cloud *c, const double *xyz, double reach, uint32_t *order)
+static void cells_build(struct cells *c, const double *xyz, size_t n, double reach)
 {
     double max[3], centre[3] = {0, 0, 0};
-    size_t n = c->n;
+    size_t pad = n + 2 * LANES;
+    c->n = n;
+    c->x = xcalloc(3 * pad, sizeof *c->x);
+    c->y = c->x + pad;
+    c->z = c->y + pad;
+    c->order = xmalloc(n * sizeof *c->order);
     memcpy(c->min, xyz, sizeof c->min);
     memcpy(max, xyz, sizeof max);
     for (size_t i = 0; i < n; i++)
@@ -105,24 +121,24 @@ static void sort_points(struct cloud *c, const double *xyz, double reach, uint32
             c->min[k] = v < c->min[k] ? v : c->min[k];
             max[k] = v > max[k] ? v : max[k];
         }
-    c->side = reach > 0 ? reach / 2 : 1;
+    c->width = reach > 0 ? reach / 2 : 1;
     for (int k = 0; k < 3; k++) {
-        double cells = (max[k] - c->min[k]) / c->side + 1;
-        c->cells[k] = cells < MAX_CELLS ? (int)cells : MAX_CELLS; /* the last one takes the rest */
+        double cells = (max[k] - c->min[k]) / c->width + 1;
+        c->side[k] = cells < MAX_CELLS ? (int)cells : MAX_CELLS; /* the last one takes the rest */
     }
-    size_t total = (size_t)c->cells[0] * (size_t)c->cells[1] * (size_t)c->cells[2];
+    size_t total = (size_t)c->side[0] * (size_t)c->side[1] * (size_t)c->side[2];
     uint32_t *cell = xmalloc(n * sizeof *cell);
     c->start = xcalloc(total + 2, sizeof *c->start);
     for (size_t i = 0; i < n; i++) {
         const double *p = xyz + 3 * i;
-        cell[i] = (uint32_t)((cell_of(c, 2, p[2]) * c->cells[1] + cell_of(c, 1, p[1])) * c->cells[0] + cell_of(c, 0, p[0]));
+        cell[i] = (uint32_t)((cell_of(c, 2, p[2]) * c->side[1] + cell_of(c, 1, p[1])) * c->side[0] + cell_of(c, 0, p[0]));
         c->start[cell[i] + 2]++;
     }
     for (size_t k = 2; k < total + 2; k++)
         c->start[k] += c->start[k - 1];
     for (size_t i = 0; i < n; i++) { /* leaves start[k + 1] at the end of cell k */
         uint32_t to = c->start[cell[i] + 1]++;
-        order[to] = (uint32_t)i;
+        c->order[to] = (uint32_t)i;
         c->x[to] = (float)(xyz[3 * i] - centre[0]);
         c->y[to] = (float)(xyz[3 * i + 1] - centre[1]);
         c->z[to] = (float)(xyz[3 * i + 2] - centre[2]);
@@ -132,90 +148,173 @@ static void sort_points(struct cloud *c, const double *xyz, double reach, uint32
     free(cell);
 }
 
-/* How far the FEATURE_NN-th smallest of d2[k] is, k > FEATURE_NN: by counting, then within one bin. */
-static float nth_smallest(const float *d2, size_t k, float reach2)
+static void cells_release(struct cells *c)
 {
-    enum { N = 64, MOST = 256 };
-    uint16_t count[N + 1] = {0};
-    float scale = N / reach2, in[MOST + LANES];
-    uint32_t at[MOST + LANES];
-    for (size_t j = 0; j < k; j++)
-        count[(int)(d2[j] * scale)]++;
-    size_t n = 0, want = FEATURE_NN - 1;
-    int bin = 0;
-    while (want >= count[bin])
-        want -= count[bin++];
-    for (size_t j = 0; j < k && n < MOST; j += LANES) {
-        v8 d = *(const v8 *)(d2 + j);
-        uint32_t m = lanes(__builtin_convertvector(d * scale, i8) == bin);
-        if (k - j < LANES)
-            m &= (1u << (k - j)) - 1;
-        n += compress(m, d, 0, in + n, at);
-    }
-    for (size_t j = 1; j < n; j++) { /* few: insertion */
-        float v = in[j];
-        size_t to = j;
-        for (; to && in[to - 1] > v; to--)
-            in[to] = in[to - 1];
-        in[to] = v;
-    }
-    return in[want < n ? want : n - 1];
+    free(c->x);
+    free(c->order);
+    free(c->start);
 }
 
-/* All within reach, or the FEATURE_NN nearest of them. */
-static void find_neighbours(struct cloud *c, float reach2)
+/* Of the points within the reach that c was built for, reach2 squared: squared distances and numbers.  Room for
+ * c->n + LANES is needed. */
+static size_t points_within(const struct cells *c, const float p[3], float reach2, float *d2, uint32_t *near)
 {
-    size_t total = 0;
+    int lo[3], hi[3];
+    size_t n = 0;
+    for (int k = 0; k < 3; k++) {
+        int at = cell_of(c, k, p[k]);
+        lo[k] = at > 2 ? at - 2 : 0;
+        hi[k] = at + 2 < c->side[k] ? at + 2 : c->side[k] - 1;
+    }
+    for (int z = lo[2]; z <= hi[2]; z++)
+        for (int y = lo[1]; y <= hi[1]; y++) {
+            size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
+            uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
+            for (uint32_t j = from; j < to; j += LANES) { /* past the end of a run: padding or the next run */
+                v8 dx = *(const v8 *)(c->x + j) - p[0], dy = *(const v8 *)(c->y + j) - p[1], dz = *(const v8 *)(c->z + j) - p[2];
+                v8 d = dx * dx + dy * dy + dz * dz;
+                uint32_t m = lanes(d < reach2);
+                if (to - j < LANES)
+                    m &= (1u << (to - j)) - 1;
+                n += compress(m, d, LANE + (int32_t)j, d2 + n, near + n);
+            }
+        }
+    return n;
+}
+
+static size_t count_below(const float *d2, size_t k, float than)
+{
+    i8 n = {0}; /* minus how many */
+    size_t j = 0;
+    for (; j + LANES <= k; j += LANES)
+        n += *(const v8 *)(d2 + j) < than;
+    n += (*(const v8 *)(d2 + j) < than) & (LANE < (int32_t)(k - j));
+    return (size_t)-(n[0] + n[1] + n[2] + n[3] + n[4] + n[5] + n[6] + n[7]);
+}
+
+/* The want-th smallest (from 0) of d2[k], want < k, all at least 0 and below `most`: by counting those below a number between
+ * bounds, at first one from where it is likely, as squared distances on a surface are spread evenly.  LANES more may be read. */
+static float nth_smallest(const float *d2, size_t k, size_t want, float most)
+{
+    float low = 0, high = most;
+    size_t n_low = 0, n_high = k; /* so many are below */
+    for (int round = 0; n_high != want + 1; round++) {
+        float at = low + (high - low) * ((float)(want - n_low) + 0.5f) / (float)(n_high - n_low);
+        if (round >= 6) { /* halve the numbers between them */
+            uint32_t l, h;
+            memcpy(&l, &low, sizeof l);
+            memcpy(&h, &high, sizeof h);
+            l += (h - l) / 2;
+            memcpy(&at, &l, sizeof at);
+        }
+        if (!(at > low && at < high)) {
+            if (round < 6)
+                continue;
+            break; /* low itself, several times */
+        }
+        size_t n = count_below(d2, k, at);
+        if (n > want) {
+            high = at;
+            n_high = n;
+        } else {
+            low = at;
+            n_low = n;
+        }
+    }
+    v8 top = {0};
+    for (size_t j = 0; j < k; j += LANES) {
+        v8 d = *(const v8 *)(d2 + j);
+        i8 in = (d < high) & (LANE < (int32_t)(k - j));
+        d = select8(in, d, (v8){0});
+        top = select8(d > top, d, top);
+    }
+    float greatest = 0;
+    for (int l = 0; l < LANES; l++)
+        greatest = top[l] > greatest ? top[l] : greatest;
+    return greatest;
+}
+
+/* All within reach, or the FEATURE_NN nearest of them.  Where many are (a cloud much smaller than the reach), they are
+ * looked for in cells of their own, within a part of it that has enough for most points. */
+static void find_neighbours(struct cloud *c, const double *xyz, float reach2)
+{
+    size_t total = 0, words = (c->n + 63) / 64;
+    double spread = 0;
+    for (size_t i = 0; i < c->n; i++)
+        spread += c->x[i] * c->x[i] + c->y[i] * c->y[i] + c->z[i] * c->z[i];
+    /* of a sphere's points the share 4 r^2 / R^2 is within r of one: those are 2.4 times as many as wanted */
+    double part2 = 4 * 2.4 * FEATURE_NN * spread / ((double)c->n * (double)c->n);
+    bool dense = part2 < 0.5 * reach2;
+    struct cells small = {.n = 0};
+    uint32_t *place = NULL;     /* in c->by of a point of small */
+    float *of_place = NULL;     /* squared distances by place */
+    uint64_t *there = NULL;     /* whether that is set */
     float *d2 = xmalloc((c->n + 2 * LANES) * sizeof *d2);
     uint32_t *near = xmalloc((c->n + 2 * LANES) * sizeof *near);
     c->first = xmalloc((c->n + 1) * sizeof *c->first);
     c->near = xmalloc((c->n * FEATURE_NN + LANES) * sizeof *c->near);
     c->near_d2 = xmalloc((c->n * FEATURE_NN + LANES) * sizeof *c->near_d2);
     c->limit = xmalloc(c->n * sizeof *c->limit);
+    if (dense) {
+        cells_build(&small, xyz, c->n, sqrt(part2));
+        place = xmalloc(2 * c->n * sizeof *place);
+        for (size_t i = 0; i < c->n; i++)
+            place[c->n + c->by.order[i]] = (uint32_t)i;
+        for (size_t i = 0; i < c->n; i++)
+            place[i] = place[c->n + small.order[i]];
+        of_place = xmalloc(c->n * sizeof *of_place);
+        there = xcalloc(words, sizeof *there);
+    }
     for (size_t i = 0; i < c->n; i++) {
-        float p[3] = {c->x[i], c->y[i], c->z[i]};
-        int lo[3], hi[3];
-        for (int k = 0; k < 3; k++) {
-            int at = cell_of(c, k, p[k]);
-            lo[k] = at > 2 ? at - 2 : 0;
-            hi[k] = at + 2 < c->cells[k] ? at + 2 : c->cells[k] - 1;
+        float p[3] = {c->x[i], c->y[i], c->z[i]}, within = reach2;
+        size_t n = 0, end = total + FEATURE_NN;
+        if (dense) {
+            n = points_within(&small, p, within = (float)part2, d2, near);
+            if (n <= FEATURE_NN)
+                within = reach2;
         }
-        size_t n = 0;
-        for (int z = lo[2]; z <= hi[2]; z++)
-            for (int y = lo[1]; y <= hi[1]; y++) {
-                size_t row = ((size_t)z * (size_t)c->cells[1] + (size_t)y) * (size_t)c->cells[0];
-                uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
-                for (uint32_t j = from; j < to; j += LANES) { /* past the end of a run: padding or the next run */
-                    v8 dx = *(const v8 *)(c->x + j) - p[0], dy = *(const v8 *)(c->y + j) - p[1], dz = *(const v8 *)(c->z + j) - p[2];
-                    v8 d = dx * dx + dy * dy + dz * dz;
-                    uint32_t m = lanes(d < reach2);
-                    if (to - j < LANES)
-                        m &= (1u << (to - j)) - 1;
-                    n += compress(m, d, j, d2 + n, near + n);
-                }
-            }
+        bool by_place = within < reach2;
+        if (!by_place)
+            n = points_within(&c->by, p, reach2, d2, near);
         float limit = reach2;
         bool most = n > FEATURE_NN;
         if (most)
-            limit = nth_smallest(d2, n, reach2);
+            limit = nth_smallest(d2, n, FEATURE_NN - 1, within);
         c->limit[i] = limit;
         c->first[i] = (uint32_t)total;
-        size_t end = total + FEATURE_NN;
-        for (size_t j = 0; j < n && total < end; j++) {
-            c->near[total] = near[j];
-            c->near_d2[total] = d2[j];
-            total += most ? d2[j] <= limit : 1;
+        if (by_place) {
+            for (size_t j = 0; j < n; j++)
+                if (d2[j] <= limit) {
+                    uint32_t at = place[near[j]];
+                    of_place[at] = d2[j];
+                    there[at / 64] |= (uint64_t)1 << at % 64;
+                }
+            for (size_t w = 0; w < words; w++) /* and so in order */
+                for (; there[w]; there[w] &= there[w] - 1) {
+                    uint32_t at = (uint32_t)(64 * w) + (uint32_t)__builtin_ctzll(there[w]);
+                    if (total == end)
+                        continue;
+                    c->near[total] = at;
+                    c->near_d2[total++] = of_place[at];
+                }
+            continue;
         }
+        for (size_t j = 0; j < n && total < end; j += LANES) {
+            v8 d = *(const v8 *)(d2 + j);
+            uint32_t m = most ? lanes(d <= limit) : 255;
+            if (n - j < LANES)
+                m &= (1u << (n - j)) - 1;
+            total += compress(m, d, *(const i8 *)(near + j), c->near_d2 + total, c->near + total);
+        }
+        total = total < end ? total : end;
     }
     c->first[c->n] = (uint32_t)total;
+    cells_release(&small);
+    free(place);
+    free(of_place);
+    free(there);
     free(d2);
     free(near);
-}
-
-static int by_value(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
 }
 
 /* The direction of least spread: eigenvector of the smallest eigenvalue of a symmetric matrix (xx, xy, xz, yy,
@@ -255,7 +354,7 @@ static void least_spread(const double a[6], double out[3])
  * unlike a random sign, is the same in every position of the part). */
 static void set_normal(struct cloud *c, size_t i, float reach2)
 {
-    float kept[FEATURE_NN + LANES], sorted[FEATURE_NN], limit = reach2;
+    float kept[FEATURE_NN + LANES], limit = reach2;
     uint32_t from = c->first[i], to = c->first[i + 1], at[FEATURE_NN + LANES];
     size_t k = 0;
     for (uint32_t j = from; j < to; j += LANES) {
@@ -263,13 +362,10 @@ static void set_normal(struct cloud *c, size_t i, float reach2)
         uint32_t m = lanes(d < reach2);
         if (to - j < LANES)
             m &= (1u << (to - j)) - 1;
-        k += compress(m, d, j, kept + k, at + k);
+        k += compress(m, d, LANE + (int32_t)j, kept + k, at + k);
     }
-    if (k > NORMAL_NN) {
-        memcpy(sorted, kept, k * sizeof *kept);
-        qsort(sorted, k, sizeof *sorted, by_value);
-        limit = sorted[NORMAL_NN];
-    }
+    if (k > NORMAL_NN)
+        limit = nth_smallest(kept, k, NORMAL_NN, reach2);
     double n = 0, s[3] = {0}, a[6] = {0}, normal[3] = {0, 0, 1};
     for (size_t j = 0; j < k; j++) {
         if (!(kept[j] < limit))
@@ -291,11 +387,6 @@ static void set_normal(struct cloud *c, size_t i, float reach2)
     c->nx[i] = (float)(out * normal[0]);
     c->ny[i] = (float)(out * normal[1]);
     c->nz[i] = (float)(out * normal[2]);
-}
-
-static inline v8 select8(i8 mask, v8 a, v8 b)
-{
-    return (v8)choose(mask, (i8)a, (i8)b);
 }
 
 static inline v8 absolute(v8 a)
@@ -403,14 +494,14 @@ static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
 
 void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
 {
-    size_t pad = n + 2 * LANES;
-    float *block = xcalloc(6 * pad, sizeof *block);
-    struct cloud c = {.n = n, .x = block, .y = block + pad, .z = block + 2 * pad, .nx = block + 3 * pad, .ny = block + 4 * pad,
-                      .nz = block + 5 * pad};
+    float *block = xmalloc(3 * n * sizeof *block);
+    struct cloud c = {.n = n, .nx = block, .ny = block + n, .nz = block + 2 * n};
+    cells_build(&c.by, xyz, n, 5 * voxel);
+    c.x = c.by.x, c.y = c.by.y, c.z = c.by.z;
     f->n = n;
     f->order = xmalloc(n * sizeof *f->order);
-    sort_points(&c, xyz, 5 * voxel, f->order);
-    find_neighbours(&c, (float)(25 * voxel * voxel));
+    memcpy(f->order, c.by.order, n * sizeof *f->order);
+    find_neighbours(&c, xyz, (float)(25 * voxel * voxel));
     for (size_t i = 0; i < n; i++)
         set_normal(&c, i, (float)(4 * voxel * voxel));
     uint8_t(*count)[FPFH_PAD] = xcalloc(n, sizeof *count);
@@ -445,7 +536,7 @@ void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
     free(count);
     free(step);
     free(block);
-    free(c.start);
+    cells_release(&c.by);
     free(c.first);
     free(c.near);
     free(c.near_d2);
@@ -473,13 +564,13 @@ static inline i8 dot2(i8 sum, i8 a, i8 b)
 #endif
 }
 
-/* A feature's numbers by pairs, and the sum of their squares. */
-static int32_t to_pairs(const float *feature, int32_t *out)
+/* A feature's numbers by pairs, times so much, and the sum of their squares. */
+static int32_t to_pairs(const float *feature, int32_t times, int32_t *out)
 {
     int32_t square = 0;
     for (int k = 0; k < PAIRS; k++) {
         int32_t lo = (int32_t)(feature[2 * k] * 20 + 0.5f), hi = 2 * k + 1 < FPFH_SIZE ? (int32_t)(feature[2 * k + 1] * 20 + 0.5f) : 0;
-        out[k] = (int32_t)((uint32_t)hi << 16 | (uint32_t)lo);
+        out[k] = (int32_t)((uint32_t)(times * hi) << 16 | (uint16_t)(times * lo));
         square += lo * lo + hi * hi;
     }
     return square;
@@ -490,7 +581,7 @@ struct columns {
     size_t pad; /* columns, of whole blocks */
     int32_t (*block)[PAIRS][TJ], *square, *best, *arg;
 };
-/* TI features of the other cloud, and of each the nearest column and its squared distance less `square`. */
+/* TI features of the other cloud, times -2, and of each the nearest column and its squared distance less `square`. */
 struct rows {
     int32_t pairs[TI][PAIRS], square[TI], best[TI], arg[TI];
 };
@@ -500,14 +591,17 @@ enum { FAR = INT32_MAX / 2 };
 /* One pass over the products gives the nearest both ways; row: the number of the first of r. */
 static void match_rows(struct columns *c, struct rows *r, int32_t row)
 {
-    const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
     i8 best[TI], arg[TI];
     for (int i = 0; i < TI; i++) {
         best[i] = (i8){0} + FAR;
         arg[i] = (i8){0};
     }
     for (size_t j = 0; j < c->pad; j += TJ) {
-        i8 acc[TI][2] = {{{0}}};
+        i8 acc[TI][2];
+        for (int i = 0; i < TI; i++) {
+            acc[i][0] = *(const i8 *)(c->square + j);
+            acc[i][1] = *(const i8 *)(c->square + j + LANES);
+        }
         for (size_t k = 0; k < PAIRS; k++) {
             i8 b0 = *(const i8 *)c->block[j / TJ][k], b1 = *(const i8 *)(c->block[j / TJ][k] + LANES);
             for (int i = 0; i < TI; i++) {
@@ -518,10 +612,10 @@ static void match_rows(struct columns *c, struct rows *r, int32_t row)
         }
         for (size_t h = 0; h < 2; h++) {
             size_t at = j + LANES * h;
-            i8 norm = *(const i8 *)(c->square + at), low = *(const i8 *)(c->best + at), low_arg = *(const i8 *)(c->arg + at);
-            i8 col = lane + (int32_t)at;
+            i8 low = *(const i8 *)(c->best + at), low_arg = *(const i8 *)(c->arg + at);
+            i8 col = LANE + (int32_t)at;
             for (int i = 0; i < TI; i++) {
-                i8 d = norm - 2 * acc[i][h]; /* less the row's square */
+                i8 d = acc[i][h]; /* less the row's square */
                 i8 less = d < best[i];
                 best[i] = choose(less, d, best[i]);
                 arg[i] = choose(less, col, arg[i]);
@@ -553,29 +647,36 @@ __attribute__((target("avx512f,avx512vnni"))) static void match_rows_512(struct 
         best[i] = _mm512_set1_epi32(FAR);
         arg[i] = _mm512_setzero_si512();
     }
-    for (size_t j = 0; j < c->pad; j += TJ) {
-        __m512i acc[TI];
+    for (size_t j = 0; j < c->pad; j += 2 * TJ) {
+        __m512i acc[TI][2];
         for (int i = 0; i < TI; i++)
-            acc[i] = _mm512_setzero_si512();
+            for (size_t h = 0; h < 2; h++)
+                acc[i][h] = _mm512_loadu_si512(c->square + j + h * TJ);
         for (size_t k = 0; k < PAIRS; k++) {
-            __m512i b = _mm512_loadu_si512(c->block[j / TJ][k]);
-            for (int i = 0; i < TI; i++)
-                acc[i] = _mm512_dpwssd_epi32(acc[i], _mm512_set1_epi32(r->pairs[i][k]), b);
+            __m512i b0 = _mm512_loadu_si512(c->block[j / TJ][k]), b1 = _mm512_loadu_si512(c->block[j / TJ + 1][k]);
+            for (int i = 0; i < TI; i++) {
+                __m512i v = _mm512_set1_epi32(r->pairs[i][k]);
+                acc[i][0] = _mm512_dpwssd_epi32(acc[i][0], v, b0);
+                acc[i][1] = _mm512_dpwssd_epi32(acc[i][1], v, b1);
+            }
         }
-        __m512i norm = _mm512_loadu_si512(c->square + j), low = _mm512_loadu_si512(c->best + j), low_arg = _mm512_loadu_si512(c->arg + j);
-        __m512i col = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
-        for (int i = 0; i < TI; i++) {
-            __m512i d = _mm512_sub_epi32(norm, _mm512_slli_epi32(acc[i], 1));
-            __mmask16 less = _mm512_cmplt_epi32_mask(d, best[i]);
-            best[i] = _mm512_mask_mov_epi32(best[i], less, d);
-            arg[i] = _mm512_mask_mov_epi32(arg[i], less, col);
-            d = _mm512_add_epi32(d, _mm512_set1_epi32(r->square[i]));
-            less = _mm512_cmplt_epi32_mask(d, low);
-            low = _mm512_mask_mov_epi32(low, less, d);
-            low_arg = _mm512_mask_mov_epi32(low_arg, less, _mm512_set1_epi32(row + i));
+        for (size_t h = 0; h < 2; h++) {
+            size_t at = j + h * TJ;
+            __m512i low = _mm512_loadu_si512(c->best + at), low_arg = _mm512_loadu_si512(c->arg + at);
+            __m512i col = _mm512_add_epi32(lane, _mm512_set1_epi32((int)at));
+            for (int i = 0; i < TI; i++) {
+                __m512i d = acc[i][h];
+                __mmask16 less = _mm512_cmplt_epi32_mask(d, best[i]);
+                best[i] = _mm512_min_epi32(best[i], d);
+                arg[i] = _mm512_mask_mov_epi32(arg[i], less, col);
+                d = _mm512_add_epi32(d, _mm512_set1_epi32(r->square[i]));
+                less = _mm512_cmplt_epi32_mask(d, low);
+                low = _mm512_min_epi32(low, d);
+                low_arg = _mm512_mask_mov_epi32(low_arg, less, _mm512_set1_epi32(row + i));
+            }
+            _mm512_storeu_si512(c->best + at, low);
+            _mm512_storeu_si512(c->arg + at, low_arg);
         }
-        _mm512_storeu_si512(c->best + j, low);
-        _mm512_storeu_si512(c->arg + j, low_arg);
     }
     for (int i = 0; i < TI; i++) {
         r->best[i] = _mm512_reduce_min_epi32(best[i]);
@@ -586,7 +687,7 @@ __attribute__((target("avx512f,avx512vnni"))) static void match_rows_512(struct 
 
 void fpfh_match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32_t *ba)
 {
-    struct columns c = {.pad = (b->n + TJ - 1) / TJ * TJ};
+    struct columns c = {.pad = (b->n + 2 * TJ - 1) / (2 * TJ) * (2 * TJ)};
     void (*rows)(struct columns *, struct rows *, int32_t) = match_rows;
 #ifdef __AVX2__
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
@@ -598,7 +699,7 @@ void fpfh_match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32
     c.arg = c.best + c.pad;
     for (size_t j = 0; j < c.pad; j++) {
         int32_t pairs[PAIRS];
-        c.square[j] = j < b->n ? to_pairs(b->feature + j * FPFH_PAD, pairs) : FAR;
+        c.square[j] = j < b->n ? to_pairs(b->feature + j * FPFH_PAD, 1, pairs) : FAR;
         c.best[j] = FAR;
         c.arg[j] = 0;
         for (size_t k = 0; k < PAIRS && j < b->n; k++)
@@ -607,7 +708,7 @@ void fpfh_match(const struct fpfh *a, const struct fpfh *b, uint32_t *ab, uint32
     for (size_t i = 0; i < a->n; i += TI) {
         struct rows r;
         for (size_t k = 0; k < TI; k++)
-            r.square[k] = to_pairs(a->feature + (i + k < a->n ? i + k : a->n - 1) * FPFH_PAD, r.pairs[k]);
+            r.square[k] = to_pairs(a->feature + (i + k < a->n ? i + k : a->n - 1) * FPFH_PAD, -2, r.pairs[k]);
         rows(&c, &r, (int32_t)i);
         for (size_t k = 0; k < TI && i + k < a->n; k++)
             ab[a->order[i + k]] = b->order[(size_t)r.arg[k]];

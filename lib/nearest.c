@@ -13,7 +13,6 @@
 enum { LEAF = 32, WIDE = 8, MAX_STACK = 256, LEAF_BIT = 1u << 31 };
 
 typedef double v4 __attribute__((vector_size(32), aligned(8)));
-typedef int64_t l4 __attribute__((vector_size(32), aligned(8)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
 
@@ -23,10 +22,9 @@ struct node {
     float lo[3][WIDE], hi[3][WIDE];
     uint32_t child[WIDE];
 };
-struct leaf {
-    double x[LEAF], y[LEAF], z[LEAF]; /* padded by points infinitely far */
+struct leaf { /* in single precision, too: what may be near is looked at again */
+    float x[LEAF], y[LEAF], z[LEAF]; /* padded by points infinitely far */
     uint32_t index[LEAF];
-    uint32_t n;
 };
 struct kdtree {
     struct node *node;
@@ -70,13 +68,12 @@ static uint32_t make_leaf(struct building *b, size_t lo, size_t hi)
 {
     struct kdtree *t = b->t;
     struct leaf *l = &t->leaf[t->n_leaves];
-    l->n = (uint32_t)(hi - lo);
     for (size_t k = 0; k < LEAF; k++) {
         bool there = lo + k < hi;
         uint32_t i = there ? b->order[lo + k] : 0;
-        l->x[k] = there ? b->xyz[3 * (size_t)i] : INFINITY;
-        l->y[k] = there ? b->xyz[3 * (size_t)i + 1] : INFINITY;
-        l->z[k] = there ? b->xyz[3 * (size_t)i + 2] : INFINITY;
+        l->x[k] = there ? (float)(b->xyz[3 * (size_t)i] - t->centre[0]) : INFINITY;
+        l->y[k] = there ? (float)(b->xyz[3 * (size_t)i + 1] - t->centre[1]) : INFINITY;
+        l->z[k] = there ? (float)(b->xyz[3 * (size_t)i + 2] - t->centre[2]) : INFINITY;
         l->index[k] = i;
     }
     return LEAF_BIT | t->n_leaves++;
@@ -172,47 +169,87 @@ static inline double distance2(const double *a, const double *b)
     return (a[0] - b[0]) * (a[0] - b[0]) + (a[1] - b[1]) * (a[1] - b[1]) + (a[2] - b[2]) * (a[2] - b[2]);
 }
 
-/* What a search has found: the nearest and (if two are wanted) the second, and their squared distances. */
+/* What a search has found: the nearest points, one or KDTREE_KEPT, and which is the farthest of them. */
 struct found {
-    uint32_t index, index2;
-    double best, second;
+    double d2[KDTREE_KEPT];
+    uint32_t index[KDTREE_KEPT];
+    double bound; /* d2[last] */
+    int last;
 };
 
-static inline __attribute__((always_inline)) void take(bool two, double d2, uint32_t index, struct found *f)
+/* The least of KDTREE_KEPT (or with `greatest` that) and where it is. */
+static inline __attribute__((always_inline)) double extreme(const double *d2, bool greatest, int *at)
 {
-    if (!(d2 < (two ? f->second : f->best)) || (two && index == f->index))
+#ifdef __AVX__
+    __m256d d = _mm256_loadu_pd(d2), m = _mm256_permute2f128_pd(d, d, 1);
+    m = greatest ? _mm256_max_pd(m, d) : _mm256_min_pd(m, d);
+    m = greatest ? _mm256_max_pd(m, _mm256_permute_pd(m, 5)) : _mm256_min_pd(m, _mm256_permute_pd(m, 5));
+    *at = __builtin_ctz((unsigned)_mm256_movemask_pd(_mm256_cmp_pd(d, m, _CMP_EQ_OQ)) | 8);
+    return _mm256_cvtsd_f64(m);
+#else
+    *at = 0;
+    for (int k = 1; k < KDTREE_KEPT; k++)
+        *at = (greatest ? d2[k] > d2[*at] : d2[k] < d2[*at]) ? k : *at;
+    return d2[*at];
+#endif
+}
+
+/* What is searched for: about the tree's centre also, and how much is to be added to squared distances in single precision. */
+struct query {
+    const double *x;
+    float near[3], slack;
+};
+
+/* No squared distance in single precision of a point as near as bound is above it. */
+static inline float limit_of(double bound, float slack)
+{
+    return bound < 1e38 ? (float)bound * 1.0001f + slack : INFINITY;
+}
+
+static inline __attribute__((always_inline)) void take(const struct kdtree *t, const double *x, bool many, uint32_t index, struct found *f)
+{
+    double d2 = distance2(x, t->xyz + 3 * (size_t)index);
+    if (!(d2 < f->bound))
         return;
-    if (d2 < f->best) {
-        f->second = f->best;
-        f->index2 = f->index;
-        f->best = d2;
-        f->index = index;
+    if (many) {
+        bool there = false;
+        for (int k = 0; k < KDTREE_KEPT; k++)
+            there |= f->index[k] == index;
+        if (there)
+            return;
+        f->d2[f->last] = d2;
+        f->index[f->last] = index;
+        f->bound = extreme(f->d2, true, &f->last);
     } else {
-        f->second = d2;
-        f->index2 = index;
+        f->d2[0] = f->bound = d2;
+        f->index[0] = index;
     }
 }
 
-static inline __attribute__((always_inline)) void scan_leaf(const struct leaf *l, const double *q, bool two, struct found *f)
+static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree *t, const struct leaf *l, const struct query *q, bool many,
+                                                            struct found *f)
 {
-    for (uint32_t h = 0; h < l->n; h += 4) {
-        v4 dx = *(const v4 *)(l->x + h) - q[0], dy = *(const v4 *)(l->y + h) - q[1], dz = *(const v4 *)(l->z + h) - q[2];
-        v4 d = dx * dx + dy * dy + dz * dz;
-        l4 less = d < (two ? f->second : f->best);
+    float limit = limit_of(f->bound, q->slack);
+    uint32_t near = 0;
+    for (uint32_t h = 0; h < LEAF; h += WIDE) {
+        v8 dx = *(const v8 *)(l->x + h) - q->near[0], dy = *(const v8 *)(l->y + h) - q->near[1], dz = *(const v8 *)(l->z + h) - q->near[2];
+        i8 in = dx * dx + dy * dy + dz * dz < limit;
 #ifdef __AVX__
-        if (!_mm256_movemask_pd((__m256d)less))
-            continue;
+        near |= (uint32_t)_mm256_movemask_ps((__m256)in) << h;
 #else
-        if (!(less[0] | less[1] | less[2] | less[3]))
-            continue;
+        for (uint32_t k = 0; k < WIDE; k++)
+            near |= (uint32_t)(in[k] & 1) << (h + k);
 #endif
-        for (int k = 0; k < 4; k++)
-            take(two, d[k], l->index[h + (uint32_t)k], f);
     }
+    for (; near; near &= near - 1)
+        take(t, q->x, many, l->index[__builtin_ctz(near)], f);
 }
 
 static inline v8 greater(v8 a, v8 b)
 {
+#ifdef __AVX__
+    return (v8)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
     i8 m = a > b;
     return (v8)(((i8)a & m) | ((i8)b & ~m));
 }
@@ -229,39 +266,33 @@ static inline v8 to_boxes(const struct node *nd, const float *q)
     return sum * (1 - 2e-6f);
 }
 
-/* f->index and, if two are wanted, f->index2 are guesses, or UINT32_MAX. */
-static inline __attribute__((always_inline)) void search(const struct kdtree *t, const double *q, bool two, struct found *f)
+/* f holds what is known already: guesses, their distances and the bound, INFINITY where there is nothing. */
+static inline __attribute__((always_inline)) void search(const struct kdtree *t, const double *x, bool many, struct found *f)
 {
     struct {
         float d2;
         uint32_t child;
     } stack[MAX_STACK];
-    float near[3] = {(float)(q[0] - t->centre[0]), (float)(q[1] - t->centre[1]), (float)(q[2] - t->centre[2])};
-    int depth = 0;
-    f->best = f->second = INFINITY;
-    if (f->index != UINT32_MAX)
-        f->best = distance2(q, t->xyz + 3 * (size_t)f->index);
-    if (two && f->index2 != UINT32_MAX) {
-        f->second = distance2(q, t->xyz + 3 * (size_t)f->index2);
-        if (f->second < f->best) {
-            double d = f->best;
-            uint32_t i = f->index;
-            f->best = f->second, f->index = f->index2;
-            f->second = d, f->index2 = i;
-        }
+    struct query q = {.x = x};
+    float off = (float)t->radius;
+    for (int d = 0; d < 3; d++) {
+        q.near[d] = (float)(x[d] - t->centre[d]);
+        off += fabsf(q.near[d]);
     }
+    q.slack = off * off * 1e-9f; /* (a + e)^2 < 1.0001 a^2 + 10001 e^2, e < 2e-7 off */
+    int depth = 0;
     if (!t->n_nodes) {
-        scan_leaf(&t->leaf[0], q, two, f);
+        scan_leaf(t, &t->leaf[0], &q, many, f);
         return;
     }
     uint32_t at = 0;
     for (;;) {
         if (at & LEAF_BIT) {
-            scan_leaf(&t->leaf[at & ~(uint32_t)LEAF_BIT], q, two, f);
+            scan_leaf(t, &t->leaf[at & ~(uint32_t)LEAF_BIT], &q, many, f);
         } else {
             const struct node *nd = &t->node[at];
-            v8 d = to_boxes(nd, near);
-            double bound = two ? f->second : f->best;
+            v8 d = to_boxes(nd, q.near);
+            double bound = f->bound;
             int first = depth;
 #ifdef __AVX__
             float limit = bound < 3e38 ? (float)(bound * (1 + 1e-6)) : 3e38f;
@@ -289,7 +320,7 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
             if (!depth)
                 return;
             depth--;
-        } while (stack[depth].d2 >= (two ? f->second : f->best));
+        } while (stack[depth].d2 >= f->bound);
         at = stack[depth].child;
     }
 }
@@ -297,41 +328,97 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
 void kdtree_nearest(const struct kdtree *t, const double *xyz, size_t n, uint32_t *index, double *d2)
 {
     for (size_t i = 0; i < n; i++) {
-        struct found f = {.index = index[i]};
-        search(t, xyz + 3 * i, false, &f);
-        index[i] = f.index;
-        d2[i] = f.best;
+        const double *q = xyz + 3 * i;
+        struct found f = {.index = {index[i]}, .bound = INFINITY};
+        if (index[i] != UINT32_MAX)
+            f.bound = distance2(q, t->xyz + 3 * (size_t)index[i]);
+        f.d2[0] = f.bound;
+        search(t, q, false, &f);
+        index[i] = f.index[0];
+        d2[i] = f.d2[0];
     }
 }
 
 struct kdtree_followed *kdtree_followed_new(size_t n)
 {
     struct kdtree_followed *f = xmalloc((n + 1) * sizeof *f);
-    for (size_t i = 0; i < n; i++)
-        f[i] = (struct kdtree_followed){.index = UINT32_MAX, .second = UINT32_MAX};
+    for (size_t i = 0; i < n; i++) {
+        f[i].room = 0;
+        f[i].index = UINT32_MAX;
+    }
     return f;
 }
 
-void kdtree_follow(const struct kdtree *t, const double *xyz, size_t n, struct kdtree_followed *f, double *d2)
+/* Squared distances of q to the kept points of f. */
+static inline void to_kept(const struct kdtree_followed *f, const double *q, double *d2)
 {
-    for (size_t i = 0; i < n; i++) {
-        const double *q = xyz + 3 * i;
-        if (f[i].index != UINT32_MAX) {
-            /* Any other point is at least so far. */
-            double room = f[i].room - sqrt(distance2(q, f[i].at)), d = distance2(q, t->xyz + 3 * (size_t)f[i].index);
-            if (room > 0 && d < room * room * (1 - 1e-12)) {
-                d2[i] = d;
-                continue;
-            }
+    for (int k = 0; k < KDTREE_KEPT; k += 4) {
+        v4 dx = *(const v4 *)(f->x[0] + k) - q[0], dy = *(const v4 *)(f->x[1] + k) - q[1], dz = *(const v4 *)(f->x[2] + k) - q[2];
+        *(v4 *)(d2 + k) = dx * dx + dy * dy + dz * dz;
+    }
+}
+
+/* Searches for the points nearest to q, beginning with those of `like`, which may be f, or NULL. */
+static __attribute__((noinline)) double search_kept(const struct kdtree *t, const double *q, const struct kdtree_followed *like,
+                                                    struct kdtree_followed *f)
+{
+    struct found found = {.bound = INFINITY};
+    if (like) {
+        to_kept(like, q, found.d2);
+        memcpy(found.index, like->kept, sizeof found.index);
+    } else {
+        for (int k = 0; k < KDTREE_KEPT; k++) {
+            found.d2[k] = INFINITY;
+            found.index[k] = UINT32_MAX;
         }
-        const struct kdtree_followed *like = f[i].index == UINT32_MAX && i ? &f[i - 1] : &f[i]; /* neighbours often are */
-        struct found found = {.index = like->index, .index2 = like->second};
-        search(t, q, true, &found);
-        f[i].index = found.index;
-        f[i].second = found.index2;
-        f[i].room = sqrt(found.second);
-        memcpy(f[i].at, q, sizeof f[i].at);
-        d2[i] = found.best;
+        if (f->index != UINT32_MAX) {
+            found.index[0] = f->index;
+            found.d2[0] = distance2(q, t->xyz + 3 * (size_t)f->index);
+        }
+    }
+    found.bound = extreme(found.d2, true, &found.last);
+    search(t, q, true, &found);
+    /* The farthest of them is what all others are at least as far as. */
+    for (int k = 0; k < KDTREE_KEPT; k++) {
+        bool there = found.index[k] != UINT32_MAX;
+        const double *x = t->xyz + 3 * (size_t)(there ? found.index[k] : 0);
+        for (int c = 0; c < 3; c++)
+            f->x[c][k] = there ? x[c] : INFINITY;
+    }
+    memcpy(f->kept, found.index, sizeof f->kept);
+    memcpy(f->at, q, sizeof f->at);
+    f->room = sqrt(found.bound);
+    int at;
+    double d2 = extreme(found.d2, false, &at);
+    f->index = found.index[at];
+    f->near = sqrt(d2);
+    return d2;
+}
+
+void kdtree_follow(const struct kdtree *t, const double *xyz, size_t n, const uint32_t *order, double reach,
+                   const struct kdtree_followed *like, struct kdtree_followed *f, double *d2)
+{
+    for (size_t k = 0; k < n; k++) {
+        const size_t i = order ? order[k] : k;
+        const double *q = xyz + 3 * i;
+        struct kdtree_followed *it = &f[i];
+        if (it->room > 0) {
+            double d[KDTREE_KEPT], moved = sqrt(distance2(q, it->at)), room = it->room - moved; /* any other point is at least so far */
+            to_kept(it, q, d);
+            int at;
+            double least = extreme(d, false, &at);
+            if (room > 0 && least < room * room * (1 - 1e-12)) {
+                it->index = it->kept[at];
+                d2[i] = least;
+            } else if ((it->near - moved) * (1 - 1e-12) > reach) {
+                d2[i] = INFINITY;
+            } else {
+                d2[i] = search_kept(t, q, it, it);
+            }
+        } else {
+            d2[i] = search_kept(t, q, like && like->room > 0 ? like : NULL, it);
+        }
+        like = it;
     }
 }
 

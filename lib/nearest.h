@@ -20,15 +20,22 @@ void kdtree_free(struct kdtree *t); /* NULL is fine */
  * Of equally near points any may be given. */
 void kdtree_nearest(const struct kdtree *t, const double *xyz, size_t n, uint32_t *index, double *d2);
 
-/* Queries that move a little from call to call, as those of ICP do.  Of each is kept where it was last
- * searched for and how far the second nearest point was: while it has moved less than leaves room for
- * another, its nearest point is still the same, and there is nothing to search.  Exact, as above. */
+/* Queries that move a little from call to call, as those of ICP do.  Of each are kept the points that were nearest
+ * where it was last searched for, and how far all others are from there: while it has moved less than leaves room
+ * for one of those, its nearest is among the kept, and there is nothing to search.  Exact, as above. */
+enum { KDTREE_KEPT = 4 };
 struct kdtree_followed {
-    double at[3], room;       /* distance of the second nearest */
-    uint32_t index, second;   /* nearest points; index UINT32_MAX: not searched for yet */
+    double x[3][KDTREE_KEPT]; /* by coordinate; infinitely far where there are fewer */
+    uint32_t kept[KDTREE_KEPT];
+    double at[3], near, room; /* where it was searched for, distances of the nearest and of the others; room 0: not yet */
+    uint32_t index;           /* the nearest, or a guess, or UINT32_MAX */
 };
 struct kdtree_followed *kdtree_followed_new(size_t n); /* to be free()d */
-void kdtree_follow(const struct kdtree *t, const double *xyz, size_t n, struct kdtree_followed *f, double *d2);
+/* The n queries are gone through in that order, or as they are if it is NULL: best if each is near the one before.
+ * like, if not NULL: what was found for one near the first.  reach, or INFINITY: d2 of those that are sure to have none
+ * nearer may be INFINITY, and index a guess. */
+void kdtree_follow(const struct kdtree *t, const double *xyz, size_t n, const uint32_t *order, double reach,
+                   const struct kdtree_followed *like, struct kdtree_followed *f, double *d2);
 
 /* For each cell of a cube around a cloud, half as wide again, a point of it near the cell's centre: a
  * distance transform (Danielsson 1980) in sweeps.  Not always the nearest, but found in one look. */

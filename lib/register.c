@@ -3,6 +3,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include "lib/fpfh.h"
 #include "lib/mem.h"
@@ -39,21 +42,29 @@ static inline void mt_next(uint32_t *v, int i, int next, int far)
     v[i] = v[far] ^ (y >> 1) ^ (-(y & 1) & 0x9908b0dfu);
 }
 
-uint32_t mt_u32(struct mt19937 *r)
+static void mt_turn(struct mt19937 *r)
 {
-    if (r->at == 624) {
-        for (int i = 0; i < 227; i++)
-            mt_next(r->v, i, i + 1, i + 397);
-        for (int i = 227; i < 623; i++)
-            mt_next(r->v, i, i + 1, i - 227);
-        mt_next(r->v, 623, 0, 396);
-        r->at = 0;
-    }
-    uint32_t y = r->v[r->at++];
+    for (int i = 0; i < 227; i++)
+        mt_next(r->v, i, i + 1, i + 397);
+    for (int i = 227; i < 623; i++)
+        mt_next(r->v, i, i + 1, i - 227);
+    mt_next(r->v, 623, 0, 396);
+    r->at = 0;
+}
+
+static inline uint32_t mt_temper(uint32_t y)
+{
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
     y ^= (y << 15) & 0xefc60000u;
     return y ^ (y >> 18);
+}
+
+uint32_t mt_u32(struct mt19937 *r)
+{
+    if (r->at == 624)
+        mt_turn(r);
+    return mt_temper(r->v[r->at++]);
 }
 
 double mt_real(struct mt19937 *r)
@@ -289,7 +300,8 @@ static void quaternion_matrix(const double q[4], double r[9]) /* w x y z, any le
     r[6] = s * (x * z - w * y), r[7] = s * (y * z + w * x), r[8] = 1 - s * (x * x + y * y);
 }
 
-typedef double v4 __attribute__((vector_size(32)));
+typedef double v4 __attribute__((vector_size(32), aligned(8)));
+typedef int64_t l4 __attribute__((vector_size(32), aligned(8)));
 
 /* Sums over pairs (a, b), from which the best motion follows. */
 struct moments {
@@ -446,11 +458,12 @@ struct matching {
     struct icp_round at;
     struct kdtree_followed *of; /* each point's nearest */
     double *d2;
+    const uint32_t *order; /* in which points are gone through; NULL: as they are */
 };
 
-static struct matching matching_new(size_t n)
+static struct matching matching_new(size_t n, const uint32_t *order)
 {
-    return (struct matching){.of = kdtree_followed_new(n), .d2 = xmalloc((n + 1) * sizeof(double))};
+    return (struct matching){.order = order, .of = kdtree_followed_new(n), .d2 = xmalloc((n + 1) * sizeof(double))};
 }
 
 static void matching_release(struct matching *m)
@@ -463,7 +476,7 @@ static void match(const struct kdtree *t, const double *p, size_t n, double max_
 {
     double reach = max_distance * max_distance, sum = 0;
     size_t inliers = 0;
-    kdtree_follow(t, p, n, m->of, m->d2);
+    kdtree_follow(t, p, n, m->order, max_distance, NULL, m->of, m->d2);
     for (size_t i = 0; i < n; i++)
         if (m->d2[i] < reach) {
             inliers++;
@@ -517,7 +530,7 @@ static void icp_rounds(double *p, size_t n_p, const double *g, size_t n_g, const
 static void icp_alone(double *p, size_t n_p, const double *g, size_t n_g, const double *reach, int n_rounds, struct icp_round *round)
 {
     struct kdtree *t = kdtree_build(g, n_g);
-    struct matching m = matching_new(n_p);
+    struct matching m = matching_new(n_p, NULL);
     icp_rounds(p, n_p, g, n_g, t, &m, reach, n_rounds, round);
     matching_release(&m);
     kdtree_free(t);
@@ -623,30 +636,74 @@ static uint64_t *edge_table(const struct pair *pair, size_t n)
     return agree;
 }
 
+/* Points by coordinate, four at a time; those that fill up the last four are too far away to count. */
+struct fours {
+    double (*x)[3][4];
+};
+
+static struct fours fours_of(const double *xyz, size_t n)
+{
+    size_t fours = (n + 3) / 4;
+    struct fours f = {xmalloc((fours + 1) * sizeof *f.x)};
+    for (size_t i = 0; i < 4 * fours; i++)
+        for (size_t k = 0; k < 3; k++)
+            f.x[i / 4][k][i % 4] = i < n ? xyz[3 * i + k] : 1e150;
+    return f;
+}
+
+/* Squared distances of four points, by coordinate, to the points of g that the grid has near them. */
+static inline v4 grid_distances(const struct grid *gr, const double *g, const v4 y[3])
+{
+    v4 q[3];
+#ifdef __AVX2__
+    __m128i at[3], index;
+    const __m256d zero = _mm256_setzero_pd(), last = _mm256_set1_pd(gr->side - 1);
+    for (int k = 0; k < 3; k++)
+        at[k] = _mm256_cvttpd_epi32(_mm256_min_pd(_mm256_max_pd((__m256d)((y[k] - gr->origin[k]) * gr->cells), zero), last));
+    index = _mm_add_epi32(_mm_mullo_epi32(at[2], _mm_set1_epi32(gr->side)), at[1]);
+    index = _mm_add_epi32(_mm_mullo_epi32(index, _mm_set1_epi32(gr->side)), at[0]);
+    index = _mm_i32gather_epi32((const int *)gr->nearest, index, 4);
+    index = _mm_add_epi32(index, _mm_slli_epi32(index, 1)); /* 3 doubles a point */
+    for (int k = 0; k < 3; k++)
+        q[k] = (v4)_mm256_i32gather_pd(g + k, index, 8);
+#else
+    for (int l = 0; l < 4; l++) {
+        const double *near = g + 3 * (size_t)grid_nearest(gr, (double[]){y[0][l], y[1][l], y[2][l]});
+        for (int k = 0; k < 3; k++)
+            q[k][l] = near[k];
+    }
+#endif
+    return (y[0] - q[0]) * (y[0] - q[0]) + (y[1] - q[1]) * (y[1] - q[1]) + (y[2] - q[2]) * (y[2] - q[2]);
+}
+
 /* What a hypothesis is judged by: the share of n points of P with a point of G within reach (by the grid, so
  * never more than the truth), and their squared distances.  P's points are in random order: when
  * the first ones say, with 2.5 standard deviations to spare, that it is worse than `beat`, the
  * rest are not looked at.  False: worse. */
-static bool judge(const struct grid *gr, const double *p, size_t n, const double *g, const struct rigid *m, double reach2,
+static bool judge(const struct grid *gr, const struct fours *p, size_t n, const double *g, const struct rigid *m, double reach2,
                   double beat, double *fitness, double *error)
 {
-    size_t inliers = 0, i = 0;
-    double sum = 0;
+    v4 sum = {0};
+    l4 inside = {0}; /* minus how many */
+    size_t i = 0, inliers = 0;
     for (size_t look = 32; i < n; look *= 2) {
         size_t end = look < n ? look : n;
-        for (; i < end; i++) {
-            double y[3];
-            rigid_apply(m, p + 3 * i, 1, y);
-            double d2 = squared_distance(y, g + 3 * (size_t)grid_nearest(gr, y));
-            bool in = d2 < reach2;
-            inliers += in;
-            sum += in ? d2 : 0;
+        for (; i < end; i += 4) {
+            v4 y[3], d;
+            const v4 x = *(const v4 *)p->x[i / 4][0], x1 = *(const v4 *)p->x[i / 4][1], x2 = *(const v4 *)p->x[i / 4][2];
+            for (int k = 0; k < 3; k++)
+                y[k] = m->r[3 * k] * x + m->r[3 * k + 1] * x1 + m->r[3 * k + 2] * x2 + m->t[k];
+            d = grid_distances(gr, g, y);
+            l4 in = d < reach2;
+            sum += (v4)((l4)d & in);
+            inside += in;
         }
+        inliers = (size_t)-(inside[0] + inside[1] + inside[2] + inside[3]);
         if (i < n && (double)inliers / (double)i < beat - 2.5 * sqrt(beat * (1 - beat) / (double)i))
             return false;
     }
     *fitness = (double)inliers / (double)n;
-    *error = sum;
+    *error = sum[0] + sum[1] + sum[2] + sum[3];
     return true;
 }
 
@@ -721,11 +778,18 @@ static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, c
     int n_top = 0;
     double enough = MAX_ITERATIONS;
     uint64_t *agree = edge_table(pair, n);
-    size_t it = 0, words = (n + 63) / 64;
-    for (; it < MAX_ITERATIONS && (double)it < enough; it++) {
-        size_t of[3];
-        for (int k = 0; k < 3; k++)
-            of[k] = (size_t)(((uint64_t)mt_u32(rng) * n) >> 32);
+    const size_t judges = n_p < JUDGES ? n_p : JUDGES;
+    struct fours fours = fours_of(p, judges);
+    uint32_t drawn[624]; /* numbers below n, of one turn of the generator, which has not been asked before */
+    size_t it = 0, words = (n + 63) / 64, at = ARRAY_LEN(drawn);
+    for (; it < MAX_ITERATIONS && (double)it < enough; it++, at += 3) {
+        if (at == ARRAY_LEN(drawn)) {
+            mt_turn(rng);
+            for (size_t k = 0; k < ARRAY_LEN(drawn); k++)
+                drawn[k] = (uint32_t)(((uint64_t)mt_temper(rng->v[k]) * (uint32_t)n) >> 32);
+            at = 0;
+        }
+        const size_t of[3] = {drawn[at], drawn[at + 1], drawn[at + 2]};
         bool alike;
         if (agree) /* all three at once: one branch, which is nearly always the same */
             alike = agree[of[0] * words + of[1] / 64] >> of[1] % 64 & agree[of[1] * words + of[2] / 64] >> of[2] % 64 &
@@ -746,7 +810,7 @@ static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, c
         for (int k = 0; k < 3; k++)
             near &= squared_distance(moved + 3 * k, b + 3 * k) <= reach * reach;
         double beat = n_top ? SHARE * top[0].fitness : 0;
-        if (!near || !judge(gr, p, n_p < JUDGES ? n_p : JUDGES, g, &h.m, reach * reach, beat, &h.fitness, &h.error) || h.fitness < beat)
+        if (!near || !judge(gr, &fours, judges, g, &h.m, reach * reach, beat, &h.fitness, &h.error) || h.fitness < beat)
             continue;
         if (!n_top || better(&h, &top[0])) {
             double share = matches_within(pair, n, &h.m, reach * reach), miss = 1 - share * share * share;
@@ -759,6 +823,7 @@ static struct rigid ransac(const struct grid *gr, const double *p, size_t n_p, c
         top[to] = h;
     }
     free(agree);
+    free(fours.x);
     *iterations = it;
     if (!n_top)
         return RIGID_IDENTITY;
@@ -799,8 +864,6 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     fpfh_build(&fg, g, n_g, voxel);
     uint32_t *pg = xmalloc((n_p + n_g) * sizeof *pg), *gp = pg + n_p;
     fpfh_match(&fp, &fg, pg, gp);
-    fpfh_release(&fp);
-    fpfh_release(&fg);
     struct pair *pairs = xmalloc(n_p * sizeof *pairs);
     size_t n = 0;
     for (int all = 0; all < 2 && n < 9; all++) { /* too few mutual ones: all */
@@ -820,26 +883,32 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     struct rigid m = ransac(&gr, p, n_p, g, n_g, pairs, n, 1.5 * voxel, &rng, &out->iterations);
     out->correspondences = n;
     rigid_apply(&m, p, n_p, p);
-    struct matching at = matching_new(n_p);
-    for (size_t i = 0; i < n_p; i++)
-        at.of[i].index = grid_nearest(&gr, p + 3 * i); /* a guess */
+    struct matching at = matching_new(n_p, fp.order);
     match(t, p, n_p, 1.5 * voxel, &at);
     out->ransac_fitness = at.at.fitness;
     icp_rounds(p, n_p, g, n_g, t, &at, (double[]){10, 5, 2.5}, 3, out->icp);
+    kdtree_follow(t, p, n_p, at.order, INFINITY, NULL, at.of, at.d2);
     out->backward = mean(at.d2, n_p);
     kdtree_free(t);
     t = kdtree_build(p, n_p);
-    uint32_t *index = no_guesses(n_g);
+    uint32_t *index = no_guesses(n_g), before = UINT32_MAX;
     double *d2 = xmalloc((n_g + 1) * sizeof *d2);
     for (size_t i = 0; i < n_p; i++)
         index[at.of[i].index] = (uint32_t)i;
-    kdtree_nearest(t, g, n_g, index, d2);
+    for (size_t k = 0; k < n_g; k++) { /* each is near the one before */
+        size_t i = fg.order[k];
+        index[i] = index[i] == UINT32_MAX ? before : index[i];
+        kdtree_nearest(t, g + 3 * i, 1, &index[i], &d2[i]);
+        before = index[i];
+    }
     out->forward = mean(d2, n_g);
     free(index);
     free(d2);
     matching_release(&at);
     kdtree_free(t);
     grid_release(&gr);
+    fpfh_release(&fp);
+    fpfh_release(&fg);
     free(pairs);
     free(pg);
 }
@@ -927,17 +996,6 @@ static double coarse(const struct two *w, const struct grid *gr, int rounds, str
     return left / (double)n;
 }
 
-/* Squared distance of y to its nearest point, of whose search f keeps what helps the next; `like` is a query
- * nearby, to begin with. */
-static double follow(const struct kdtree *t, const double *y, const struct kdtree_followed *like, struct kdtree_followed *f)
-{
-    double d2;
-    if (f->index == UINT32_MAX && like)
-        *f = (struct kdtree_followed){.index = like->index, .second = like->second};
-    kdtree_follow(t, y, 1, f, &d2);
-    return d2;
-}
-
 /* Distances both ways between n points, evenly chosen, of one cloud and all of the other, P moved by m.  G is
  * taken to P's frame, so that both trees stand. */
 static double both_ways(struct two *w, const struct rigid *m, size_t n, struct moments *sums, double *forward, double *backward)
@@ -948,7 +1006,7 @@ static double both_ways(struct two *w, const struct rigid *m, size_t n, struct m
         size_t at = i * w->n_p / n_p;
         const double *x = w->p + 3 * at;
         rigid_apply(m, x, 1, y);
-        w->dp[at] = follow(w->tg, y, i ? &w->fp[before] : NULL, &w->fp[at]);
+        kdtree_follow(w->tg, y, 1, NULL, INFINITY, i ? &w->fp[before] : NULL, &w->fp[at], &w->dp[at]);
         b += w->dp[at];
         before = at;
         if (sums)
@@ -960,7 +1018,8 @@ static double both_ways(struct two *w, const struct rigid *m, size_t n, struct m
         double d[3] = {x[0] - m->t[0], x[1] - m->t[1], x[2] - m->t[2]};
         for (int k = 0; k < 3; k++)
             y[k] = (m->r[k] * d[0] + m->r[3 + k] * d[1] + m->r[6 + k] * d[2]) / m->s;
-        w->dg[at] = m->s * m->s * follow(w->tp, y, i ? &w->fg[before] : NULL, &w->fg[at]);
+        kdtree_follow(w->tp, y, 1, NULL, INFINITY, i ? &w->fg[before] : NULL, &w->fg[at], &w->dg[at]);
+        w->dg[at] *= m->s * m->s;
         f += w->dg[at];
         before = at;
         const double *q = w->p + 3 * (size_t)w->fg[at].index;

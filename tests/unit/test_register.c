@@ -73,27 +73,37 @@ static void nearest_is_nearest(void **state)
 static void followed_queries_stay_exact(void **state)
 {
     (void)state;
-    size_t n = 2000, m = 400, searched = 0;
+    size_t n = 2000, m = 400, searched = 0, beyond = 0;
     double *p = block(n, 3, 1, 0), *q = block(m, 4, 1, 0.1), d2[400];
     struct kdtree *t = kdtree_build(p, n);
     struct kdtree_followed *f = kdtree_followed_new(m);
+    uint32_t order[400];
     struct mt19937 r;
     mt_seed(&r, 5);
+    for (size_t i = 0; i < m; i++)
+        order[i] = (uint32_t)(m - 1 - i);
     for (int round = 0; round < 40; round++) {
         double step = round % 10 ? 0.3 / (round % 10 + 1) : 3; /* small steps and leaps */
         double move[3] = {step * (mt_real(&r) - 0.5), step * (mt_real(&r) - 0.5), step * (mt_real(&r) - 0.5)};
         for (size_t i = 0; i < 3 * m; i++)
             q[i] += move[i % 3];
-        kdtree_follow(t, q, m, f, d2);
+        double reach = round % 4 < 2 ? INFINITY : 0.2;
+        kdtree_follow(t, q, m, round % 2 ? order : NULL, reach, NULL, f, d2);
         for (size_t i = 0; i < m; i++) {
             double best, second;
             size_t at = brute(p, n, q + 3 * i, &best, &second);
+            if (d2[i] == INFINITY) {
+                assert_true(best > reach * reach);
+                beyond++;
+                continue;
+            }
             assert_true(fabs(d2[i] - best) <= 1e-12 * best);
             assert_true(f[i].index == at || second - best <= 1e-12 * best);
             searched += !memcmp(f[i].at, q + 3 * i, sizeof f[i].at);
         }
     }
     assert_in_range(searched, 40, 40 * m * 9 / 10); /* not all of them had to be searched for */
+    assert_true(beyond > 0);                        /* nor known, of those out of reach */
     kdtree_free(t);
     free(f);
     free(p);
