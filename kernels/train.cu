@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(256) beside(int64_t rows, int64_t cols, const 
 
 template <typename T, int C, bool DW>
 __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const T *dh, int64_t ld_dh, const T *x, const T *w,
-                                                     const float *rstd, int accumulate, T *dx, int64_t ld_dx, float *partial)
+                                                     const float *rstd, int accumulate, T *dx, int64_t ld_dx, uint8_t *q, int64_t ld_q, float *qs, float *partial)
 {
     __shared__ float shared[8];
     float dw[DW ? C : 1][8] = {};
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
                 s += g[c][i] * n[c][i];
             }
         }
-        float mean = over_row<sum_of>(s, shared) / d;
+        float mean = over_row<sum_of>(s, shared) / d, top = 0;
 #pragma unroll
         for (int c = 0; c < C; c++) {
             int j = (c * blockDim.x + threadIdx.x) * 8;
@@ -313,8 +313,21 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
                 load<8>(dx + row * ld_dx + j, o);
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                o[i] += r * (g[c][i] - n[c][i] * mean);
-            store<8>(dx + row * ld_dx + j, o);
+                g[c][i] = rounded<T>(o[i] + r * (g[c][i] - n[c][i] * mean));
+            store<8>(dx + row * ld_dx + j, g[c]);
+            top = largest(g[c], top);
+        }
+        if (!q)
+            continue;
+        top = over_row<max_of>(top, shared);
+        float inverse = top > 0 ? 448 / top : 0;
+        if (on && threadIdx.x == 0)
+            qs[row] = top / 448;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            int j = (c * blockDim.x + threadIdx.x) * 8;
+            if (on && j < d)
+                store_q(q + row * ld_q + j, g[c], inverse);
         }
     }
     if (DW)
@@ -397,6 +410,45 @@ __global__ void rope_back(int64_t rows, int h, int kv, int half, const T *dq, co
         store<N>(dst, v);
         load<N>(src + half, v);
         store<N>(dst + half, v);
+    }
+}
+
+// The same with 8-bit results: a block a row.
+template <typename T>
+__global__ void __launch_bounds__(1024) rope_back_q(int h, int kv, int half, const T *dq, const T *dk, const T *dv, T *dx, const int32_t *pos,
+                                                    const float *cos, const float *sin, uint8_t *q, int64_t ld_q, float *qs)
+{
+    __shared__ float shared[32];
+    int each = half / 8, d = 2 * half, head = threadIdx.x / each, j = (threadIdx.x - head * each) * 8;
+    int64_t row = blockIdx.x, p = (int64_t)pos[row] * half + j;
+    bool on = head < h + 2 * kv;
+    float a[8] = {}, b[8] = {}, c[8], s[8];
+    if (on) {
+        const T *src = head < h ? dq + (row * h + head) * d + j
+                     : head < h + kv ? dk + (row * kv + head - h) * d + j : dv + (row * kv + head - h - kv) * d + j;
+        load<8>(src, a);
+        load<8>(src + half, b);
+        if (head < h + kv) {
+            load<8>(cos + p, c);
+            load<8>(sin + p, s);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float x = a[i] * c[i] + b[i] * s[i];
+                b[i] = rounded<T>(b[i] * c[i] - a[i] * s[i]);
+                a[i] = rounded<T>(x);
+            }
+        }
+        dx += (row * (h + 2 * kv) + head) * d + j;
+        store<8>(dx, a);
+        store<8>(dx + half, b);
+    }
+    float top = over_row<max_of>(largest(a, largest(b, 0)), shared), inverse = top > 0 ? 448 / top : 0;
+    if (threadIdx.x == 0)
+        qs[row] = top / 448;
+    if (on) {
+        q += row * ld_q + head * d + j;
+        store_q(q, a, inverse);
+        store_q(q + half, b, inverse);
     }
 }
 
@@ -695,18 +747,18 @@ int k_quantize_beside(const struct tk *k, int64_t rows, int64_t cols, const void
 }
 
 int k_rms_norm_backward(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x, const void *w,
-                        const float *rstd, int accumulate, void *dx, int64_t ld_dx, float *partial)
+                        const float *rstd, int accumulate, void *dx, int64_t ld_dx, void *q, int64_t ld_q, float *qs, float *partial)
 {
     int span;
     dim3 block = norm_block(d, &span);
     if (!partial) {
         int grid = norm_grid(rows, block, 132 * 16);
         BOTH(SPANS((norm_backward<T, C, false><<<grid, block, 0, S>>>(rows, (int)d, (const T *)dh, ld_dh, (const T *)x, (const T *)w, rstd,
-                                                                      accumulate, (T *)dx, ld_dx, partial))));
+                                                                      accumulate, (T *)dx, ld_dx, (uint8_t *)q, ld_q, qs, partial))));
     }
     int grid = TK_PARTIALS / block.y; // every row of partial is written
     BOTH(SPANS((norm_backward<T, C, true><<<grid, block, 0, S>>>(rows, (int)d, (const T *)dh, ld_dh, (const T *)x, (const T *)w, rstd,
-                                                                 accumulate, (T *)dx, ld_dx, partial))));
+                                                                 accumulate, (T *)dx, ld_dx, (uint8_t *)q, ld_q, qs, partial))));
 }
 
 int k_column_sums(const struct tk *k, int64_t n, int64_t d, const float *partial, float *dst)
@@ -725,10 +777,17 @@ int k_rope(const struct tk *k, int64_t rows, int64_t heads, int64_t head_dim, vo
 }
 
 int k_rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int64_t head_dim, const void *dq, const void *dk,
-                    const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin)
+                    const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin, void *q, int64_t ld_q, float *qs)
 {
     int half = (int)head_dim / 2;
-    int64_t n = rows * (h + 2 * kv) * half;
+    int64_t n = rows * (h + 2 * kv) * half, threads = ((h + 2 * kv) * (half / 8) + 31) / 32 * 32;
+    if (q && half % 8 == 0 && threads <= 1024)
+        BOTH((rope_back_q<T><<<(int)rows, (int)threads, 0, S>>>((int)h, (int)kv, half, (const T *)dq, (const T *)dk, (const T *)dv, (T *)dx, pos, cos,
+                                                                sin, (uint8_t *)q, ld_q, qs)));
+    if (q) {
+        int code = k_rope_backward(k, rows, h, kv, head_dim, dq, dk, dv, dx, pos, cos, sin, NULL, 0, NULL);
+        return code ? code : k_quantize(k, rows, (h + 2 * kv) * head_dim, dx, (h + 2 * kv) * head_dim, q, ld_q, qs);
+    }
     if (half % 8 == 0)
         BOTH((rope_back<T, 8><<<blocks(n / 8, 256), 256, 0, S>>>(rows, (int)h, (int)kv, half, (const T *)dq, (const T *)dk, (const T *)dv,
                                                                 (T *)dx, pos, cos, sin)));

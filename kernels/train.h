@@ -53,7 +53,7 @@ struct train_kernels {
     /* dx [rows, d] (ld_dx) (+)= rstd (g - n mean(g n)),  g = dh w,  n = x rstd.  partial [TK_PARTIALS, d] or NULL: sums
      * to the gradient of w. */
     int (*rms_norm_backward)(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x,
-                             const void *w, const float *rstd, int accumulate, void *dx, int64_t ld_dx, float *partial);
+                             const void *w, const float *rstd, int accumulate, void *dx, int64_t ld_dx, void *q, int64_t ld_q, float *qs, float *partial);
     /* dst [d] += the sum of the rows of partial [n, d] */
     int (*column_sums)(const struct tk *k, int64_t n, int64_t d, const float *partial, float *dst);
     /* Rotates in place the first `heads` heads of each row of x: with a, b the halves of a head,
@@ -62,7 +62,7 @@ struct train_kernels {
                 const float *cos, const float *sin);
     /* dx [rows, (h + 2 kv) head_dim]: dq [rows, h head_dim] and dk [rows, kv head_dim] rotated back, dv as it is. */
     int (*rope_backward)(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int64_t head_dim, const void *dq,
-                         const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin);
+                         const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin, void *q, int64_t ld_q, float *qs);
     /* gu [rows, 2 f], gate and up:  act [rows, f] (ld_act) = silu(gate) up */
     int (*swiglu)(const struct tk *k, int64_t rows, int64_t f, const void *gu, void *act, int64_t ld_act, void *q, int64_t ld_q,
                   float *qs);

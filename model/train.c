@@ -11,7 +11,8 @@
  *
  * (In 8 bits, m->fp8, W is kept as e4m3 by rows for the forward product and by columns for the backward one, a scale for each; activations
  * and gradients are brought to e4m3 row by row as they are made.  The adapter's columns are there, too, but as two of e4m3 each, which
- * have bfloat16's 8 bits together: three columns a rank, as quantize_beside() says.  u, du and the adapters' gradients are bfloat16's.)
+ * have bfloat16's 8 bits together: three columns a rank, as quantize_beside() says.  u, du and the adapters' gradients are bfloat16's.
+ * The first and the last layer stay as they are: see in_8_bits().)
  *
  * A and sB are copied anew before each pass.  When all weights are trained W is where the optimiser keeps
  * them, one after the other.
@@ -211,10 +212,20 @@ static int make_group(struct model *m, struct linear *p, int n, struct group *g,
     return rc == ERR_OK && (!g->fwd_t || !g->tall || !g->w_t) ? err_code() : rc;
 }
 
-/* Columns of 8 bits for adapters of so many ranks; a row is then a multiple of 16 bytes. */
-static int64_t beside(int64_t ranks)
+/* Columns of 8 bits for adapters of so many ranks beside n_cols; a row is then a multiple of 16 bytes, as the products need, and on a GPU of
+ * 128, with which they are up to a quarter faster. */
+static int64_t beside(const struct model *m, int64_t n_cols, int64_t ranks)
 {
-    return (3 * ranks + 15) / 16 * 16;
+    const int64_t multiple = m->device == TH_CUDA ? 128 : 16;
+    return ranks ? (n_cols + 3 * ranks + multiple - 1) / multiple * multiple - n_cols : 0;
+}
+
+/* Most of what rounding activations to 8 bits costs comes from the first layer, whose error all others see, and some from the last, which has
+ * nothing after it that makes up for its own (docs/benchmarks.md, 'Correctness at this size'). */
+static bool in_8_bits(const struct model *m, int64_t layer)
+{
+    int64_t n = m->cfg.n_layers;
+    return m->fp8 && (n <= 2 || (layer > 0 && layer < n - 1));
 }
 
 static struct tk tk_of(const struct model *m)
@@ -233,7 +244,7 @@ static int quantize_weights(struct model *m, struct group *g)
         th_tensor *w = cols(g->wide, 0, g->k), *x = i ? th_contiguous(transposed(w)) : w;
         if (!x)
             return err_code();
-        int64_t n_cols = th_size(x, 1), shape[2] = {th_size(x, 0), n_cols + beside(g->ranks)}, scales[2] = {shape[0], 1};
+        int64_t n_cols = th_size(x, 1), shape[2] = {th_size(x, 0), n_cols + beside(m, n_cols, g->ranks)}, scales[2] = {shape[0], 1};
         *to[i][0] = th_keep(th_empty(2, shape, TH_F8, m->device));
         *to[i][1] = th_keep(th_empty(2, scales, TH_F32, m->device));
         if (!*to[i][0] || !*to[i][1])
@@ -281,7 +292,7 @@ static int prepare(struct model *m)
         for (int g = 0; g < GROUPS && rc == ERR_OK; g++) {
             size_t inner = th_scope_begin();
             rc = make_group(m, &m->layers[i].proj[first_of[g]], first_of[g + 1] - first_of[g], &t->group[i][g], &copies);
-            if (rc == ERR_OK && m->fp8)
+            if (rc == ERR_OK && in_8_bits(m, i))
                 rc = quantize_weights(m, &t->group[i][g]);
             if ((g == G_O || g == G_DOWN) && t->group[i][g].e > t->extra)
                 t->extra = t->group[i][g].e;
@@ -323,6 +334,11 @@ static int rope_table(struct model *m, int64_t positions)
 
 /* ---- one pass ---- */
 
+/* Rows in 8 bits, with their scales, and columns for an adapter; NULL without fp8. */
+struct q8 {
+    th_tensor *v, *s;
+};
+
 struct pass {
     struct model *m;
     struct train *t;
@@ -332,6 +348,8 @@ struct pass {
     int64_t rows, chunk;        /* tokens; rows that the feed-forward part takes at once */
     th_tensor *ids, *pos;       /* int64, int32 [rows] */
     bool grad;                  /* a backward pass follows */
+    bool fp8;                   /* the layer at hand is in 8 bits */
+    struct q8 dy;               /* the backward pass's gradient of a layer's output, where it is there in 8 bits: kept handles */
     model_keys_fn *keys;        /* gets each layer's q, k and v; NULL: nobody */
     void *keys_ctx;
 };
@@ -365,15 +383,10 @@ static th_tensor *floats(const struct pass *s, int64_t n)
 #define TRY(call) do { if (rc == ERR_OK) rc = (call); } while (0)
 #define HAVE(x) do { if (rc == ERR_OK && !(x)) rc = err_code(); } while (0)
 
-/* Rows in 8 bits, with their scales, and columns for an adapter; NULL without fp8. */
-struct q8 {
-    th_tensor *v, *s;
-};
-
 static struct q8 q8_new(const struct pass *s, int64_t rows, int64_t n_cols, int64_t ranks)
 {
-    int64_t shape[2] = {rows, n_cols + beside(ranks)}, scales[2] = {rows, 1};
-    if (!s->m->fp8)
+    int64_t shape[2] = {rows, n_cols + beside(s->m, n_cols, ranks)}, scales[2] = {rows, 1};
+    if (!s->fp8)
         return (struct q8){0};
     return (struct q8){th_empty(2, shape, TH_F8, s->m->device), th_empty(2, scales, TH_F32, s->m->device)};
 }
@@ -381,6 +394,13 @@ static struct q8 q8_new(const struct pass *s, int64_t rows, int64_t n_cols, int6
 static struct q8 q8_rows(struct q8 q, int64_t from, int64_t n)
 {
     return q.v ? (struct q8){rows_of(q.v, from, n), rows_of(q.s, from, n)} : q;
+}
+
+static void drop_q8(struct q8 *q)
+{
+    th_free(q->v);
+    th_free(q->s);
+    *q = (struct q8){0};
 }
 
 static int64_t q8_stride(struct q8 q)
@@ -392,7 +412,7 @@ static int64_t q8_stride(struct q8 q)
 static int quantized(const struct pass *s, th_tensor *x, int64_t ranks, struct q8 *q)
 {
     *q = x ? q8_new(s, th_size(x, 0), th_size(x, 1), ranks) : (struct q8){0};
-    if (!s->m->fp8)
+    if (!s->fp8)
         return ERR_OK;
     return !x || !q->v || !q->s ? err_code() : done(s, s->k->quantize(&s->tk, th_size(x, 0), th_size(x, 1), th_data(x), th_stride(x, 0),
                                                                       th_data(q->v), q8_stride(*q), th_data(q->s)));
@@ -418,7 +438,7 @@ static int quantize_adapters(const struct pass *s)
     for (int64_t i = 0; i < s->t->n_layers; i++)
         for (int j = 0; j < GROUPS && rc == ERR_OK; j++) {
             const struct group *g = &s->t->group[i][j];
-            if (!g->ranks)
+            if (!g->ranks || !g->q)
                 continue;
             TRY(done(s, s->k->quantize_beside(&s->tk, g->n, g->k, th_data(g->sb), th_stride(g->sb, 0), 1, g->ranks, 1, th_data(g->q), th_stride(g->q, 0),
                                               th_data(g->qs))));
@@ -500,19 +520,19 @@ static int input_gradient(const struct pass *s, const struct group *g, th_tensor
     return rc;
 }
 
-/* The same where dy [rows, n + e] has columns left for du: dx [rows, k], dense. */
-static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, th_tensor **dx, th_tensor **du)
+/* The same where dy [rows, n + e] has columns left for du, and need not be in q: dx [rows, k], dense. */
+static int input_gradient_inner(const struct pass *s, const struct group *g, th_tensor *dy, struct q8 q, th_tensor **dx, th_tensor **du)
 {
     int rc = ERR_OK;
     th_tensor *own = cols(dy, 0, g->n);
-    struct q8 q;
     *du = g->e ? cols(dy, g->n, g->e) : NULL;
     *dx = matrix(s, th_size(dy, 0), g->k);
     if (g->e)
         TRY(th_addmm_(*du, own, g->sb, 0, 1));
-    if (!s->m->fp8)
+    if (!s->fp8)
         return rc == ERR_OK ? th_addmm_(*dx, cols(dy, 0, g->n + g->e), g->tall, 0, 1) : rc;
-    TRY(quantized(s, own, g->ranks, &q));
+    if (!q.v)
+        TRY(quantized(s, own, g->ranks, &q));
     TRY(product8(s, g, q, g->n, *du, g->qt, g->qts, NULL, *dx));
     return rc;
 }
@@ -677,6 +697,7 @@ static int layer_forward(struct pass *s, int64_t i, enum level level, th_tensor 
     struct saved v = {0};
     struct q8 q2;
     bool whole = s->chunk >= s->rows;
+    s->fp8 = in_8_bits(s->m, i);
     int rc = attention_part(s, i, *x, *added, s->grad ? level : KEEP_INPUT, &v, &q2);
     th_tensor *y = matrix(s, s->rows, s->m->cfg.d_model);
     HAVE(y);
@@ -704,7 +725,8 @@ static int layer_forward(struct pass *s, int64_t i, enum level level, th_tensor 
     return rc == ERR_OK && (!*x || !*added) ? err_code() : rc;
 }
 
-static int norm_backward(struct pass *s, th_tensor *dh, th_tensor *x, struct param *w, th_tensor *r, bool accumulate, th_tensor *dx)
+/* dx also into q, unless that is empty. */
+static int norm_backward(struct pass *s, th_tensor *dh, th_tensor *x, struct param *w, th_tensor *r, bool accumulate, th_tensor *dx, struct q8 q)
 {
     int64_t d = s->m->cfg.d_model, shape[2] = {TK_PARTIALS, d};
     size_t scope = th_scope_begin();
@@ -713,15 +735,15 @@ static int norm_backward(struct pass *s, th_tensor *dh, th_tensor *x, struct par
     HAVE(dh && x && r && dx);
     HAVE(partial || !w->trained);
     TRY(done(s, s->k->rms_norm_backward(&s->tk, th_size(x, 0), d, th_data(dh), th_stride(dh, 0), th_data(x), th_data(w->w), th_data(r),
-                                        accumulate, th_data(dx), th_stride(dx, 0), th_data(partial))));
+                                        accumulate, th_data(dx), th_stride(dx, 0), th_data(q.v), q8_stride(q), th_data(q.s), th_data(partial))));
     if (partial)
         TRY(done(s, s->k->column_sums(&s->tk, TK_PARTIALS, d, th_data(partial), th_data(w->grad))));
     th_scope_end(scope);
     return rc;
 }
 
-/* The feed-forward part's rows from `at` on; dy [rows, d + extra] becomes the gradient of x2. */
-static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_tensor *dy, int64_t at, int64_t n)
+/* The feed-forward part's rows from `at` on; dy [rows, d + extra] becomes the gradient of x2, and so does q2. */
+static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_tensor *dy, struct q8 q2, int64_t at, int64_t n)
 {
     struct layer *l = &s->m->layers[i];
     const struct group *g = &s->t->group[i][G_GU], *down = &s->t->group[i][G_DOWN];
@@ -755,7 +777,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     HAVE(gu && act);
     mark(s, "down, backward");
     th_tensor *du;
-    TRY(input_gradient_inner(s, down, mine, &d_act, &du)); /* the products with act itself wait until it is there */
+    TRY(input_gradient_inner(s, down, mine, q8_rows(s->dy, at, n), &d_act, &du)); /* the products with act itself wait until it is there */
     mark(s, "swiglu, backward");
     TRY(done(s, rc < 0 ? 0 : s->k->swiglu_backward(&s->tk, n, f, th_data(gu), th_data(d_act), v->act ? NULL : th_data(act), f + down->e,
                                                    th_data(q_gu.v), q8_stride(q_gu), th_data(q_gu.s))));
@@ -769,7 +791,7 @@ static int ffn_backward(struct pass *s, int64_t i, const struct saved *v, th_ten
     mark(s, "weight gradients");
     TRY(weight_gradients(s, g, &l->proj[LORA_GATE], 2, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, gu, du));
     mark(s, "norms, backward");
-    TRY(norm_backward(s, dh, x2, l->norm2, r2, true, mine));
+    TRY(norm_backward(s, dh, x2, l->norm2, r2, true, mine, q8_rows(q2, at, n)));
     return rc;
 }
 
@@ -782,6 +804,8 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     int64_t q_size = c->n_heads * c->head_dim, kv_size = c->n_kv_heads * c->head_dim, d = c->d_model;
     int rc = ERR_OK;
 
+    s->fp8 = in_8_bits(s->m, i);
+    struct q8 q_o = q8_new(s, s->rows, d, o->ranks);
     if (v->aside) {
         v->x = th_keep(th_aside_take(v->aside));
         th_aside_free(v->aside);
@@ -803,7 +827,7 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
     }
     for (int64_t at = 0; at < s->rows && rc == ERR_OK; at += s->chunk) {
         size_t inner = th_scope_begin();
-        rc = ffn_backward(s, i, v, dy, at, s->rows - at < s->chunk ? s->rows - at : s->chunk);
+        rc = ffn_backward(s, i, v, dy, q_o, at, s->rows - at < s->chunk ? s->rows - at : s->chunk);
         th_scope_end(inner);
     }
     if (rc < 0)
@@ -816,9 +840,10 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
 
     mark(s, "o, backward");
     th_tensor *d_o = NULL, *dq, *dk, *dv, *dh, *du, *dqkv = matrix(s, s->rows, g->n), *h = v->h1, *r1 = v->r1;
+    struct q8 q = q8_new(s, s->rows, g->n, g->ranks);
     size_t inner = th_scope_begin();
     HAVE(dqkv);
-    TRY(input_gradient_inner(s, o, dy, &d_o, &du));
+    TRY(input_gradient_inner(s, o, dy, q_o, &d_o, &du));
     TRY(weight_gradients(s, o, &l->proj[LORA_O], 1, v->o, v->u_o, cols(dy, 0, d), du));
     mark(s, "attention, backward");
     if (rc == ERR_OK)
@@ -827,7 +852,7 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
                                           th_unflatten(v->o, 1, c->n_heads), &s->pack, &v->attention, &dq, &dk, &dv);
     mark(s, "rope, backward");
     TRY(done(s, rc < 0 ? 0 : s->k->rope_backward(&s->tk, s->rows, c->n_heads, c->n_kv_heads, c->head_dim, th_data(dq), th_data(dk),
-                                                 th_data(dv), th_data(dqkv), th_data(s->pos), th_data(s->t->cos), th_data(s->t->sin))));
+                                                 th_data(dv), th_data(dqkv), th_data(s->pos), th_data(s->t->cos), th_data(s->t->sin), th_data(q.v), q8_stride(q), th_data(q.s))));
     th_scope_end(inner);
     if (!h) {
         mark(s, "norms, again");
@@ -837,12 +862,16 @@ static int layer_backward(struct pass *s, int64_t i, struct saved *v, th_tensor 
             TRY(th_addmm_(cols(h, d, g->e), cols(h, 0, d), g->a_t, 0, 1));
     }
     mark(s, "q, k, v, backward");
-    struct q8 q;
-    TRY(quantized(s, dqkv, g->ranks, &q));
     TRY(input_gradient(s, g, dqkv, q, &dh, &du));
     TRY(weight_gradients(s, g, &l->proj[LORA_Q], 3, cols(h, 0, d), g->e ? cols(h, d, g->e) : NULL, dqkv, du));
     mark(s, "norms, backward");
-    TRY(norm_backward(s, dh, v->x, l->norm1, r1, true, dy));
+    drop_q8(&s->dy);
+    if (i > 0 && (s->fp8 = in_8_bits(s->m, i - 1))) {
+        struct q8 next = q8_new(s, s->rows, d, s->t->group[i - 1][G_DOWN].ranks);
+        s->dy = (struct q8){th_keep(next.v), th_keep(next.s)};
+        HAVE(s->dy.v && s->dy.s);
+    }
+    TRY(norm_backward(s, dh, v->x, l->norm1, r1, true, dy, s->dy));
     return rc;
 }
 
@@ -1052,7 +1081,7 @@ static int run_backward(struct pass *s, const struct sequence *v, size_t n, stru
     th_tensor *dlast = matrix(s, th_size(dh, 0), d), *dy = matrix(s, s->rows, d + s->t->extra);
     HAVE(dlast && dy);
     mark(s, "norms, backward");
-    TRY(norm_backward(s, dh, last, m->norm, rstd, false, dlast));
+    TRY(norm_backward(s, dh, last, m->norm, rstd, false, dlast, (struct q8){0}));
     TRY(th_fill_(dy, 0));
     TRY(th_index_copy_(cols(dy, 0, d), 0, row, dlast));
     for (int64_t i = m->cfg.n_layers - 1; i >= 0 && rc == ERR_OK; i--) {
@@ -1063,6 +1092,7 @@ static int run_backward(struct pass *s, const struct sequence *v, size_t n, stru
         if (rc == ERR_OK && m->layer_done)
             m->layer_done(m->layer_done_ctx, i);
     }
+    drop_q8(&s->dy);
     mark(s, "embedding, backward");
     if (m->embed->trained)
         TRY(embed_backward(s, v, n, dy));

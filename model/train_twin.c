@@ -242,16 +242,20 @@ static void norm_backward_parts(void *ctx, int64_t from, int64_t to)
             for (int64_t j = 0; j < d; j++)
                 dx[j] += r * (dh[j] - x[j] * mean);
             store(a->type, a->y, i * a->ld_y, d, dx);
+            if (a->q) {
+                load(a->type, a->y, i * a->ld_y, d, dx); /* as it is rounded */
+                store_q(a->q, a->ld_q, a->qs, i, d, dx);
+            }
         }
     }
     free(dh);
 }
 
 static int rms_norm_backward(const struct tk *k, int64_t rows, int64_t d, const void *dh, int64_t ld_dh, const void *x,
-                             const void *w, const float *rstd, int accumulate, void *dx, int64_t ld_dx, float *partial)
+                             const void *w, const float *rstd, int accumulate, void *dx, int64_t ld_dx, void *q, int64_t ld_q, float *qs, float *partial)
 {
     struct norm_args a = {.type = k->type, .n = rows, .d = d, .dh = dh, .ld_dh = ld_dh, .x = x, .w = w, .rstd = (float *)rstd,
-                          .accumulate = accumulate, .y = dx, .ld_y = ld_dx, .partial = partial};
+                          .accumulate = accumulate, .y = dx, .ld_y = ld_dx, .q = q, .ld_q = ld_q, .qs = qs, .partial = partial};
     th_parallel(TK_PARTIALS, 16, norm_backward_parts, &a);
     return 0;
 }
@@ -319,12 +323,13 @@ static int rope(const struct tk *k, int64_t rows, int64_t heads, int64_t head_di
 }
 
 static int rope_backward(const struct tk *k, int64_t rows, int64_t h, int64_t kv, int64_t head_dim, const void *dq,
-                         const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin)
+                         const void *dk, const void *dv, void *dx, const int32_t *pos, const float *cos, const float *sin, void *q, int64_t ld_q,
+                         float *qs)
 {
     struct rope_args a = {.type = k->type, .h = h, .kv = kv, .head_dim = head_dim, .ld = (h + 2 * kv) * head_dim, .x = dx,
                           .dq = dq, .dk = dk, .dv = dv, .pos = pos, .cos = cos, .sin = sin};
     th_parallel(rows, 16, rope_rows, &a);
-    return 0;
+    return q ? quantize(k, rows, a.ld, dx, a.ld, q, ld_q, qs) : 0;
 }
 
 struct swiglu_args {

@@ -196,6 +196,38 @@ static void eight_bit_passes_are_near(void **state)
     }
 }
 
+/* Of more than two layers the first and the last are not in 8 bits.  Where only one layer's products reach the residual stream, 8 bits make a difference
+ * if it is one of the others. */
+static void first_and_last_layer_are_not_in_eight_bits(void **state)
+{
+    const char *config = "{\"architectures\":[\"Qwen2ForCausalLM\"],\"hidden_size\":128,\"intermediate_size\":192,\"num_hidden_layers\":4,"
+                         "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":32,\"vocab_size\":104,\"initializer_range\":0.1}";
+    int32_t ids[60];
+    struct sequence seq = {.ids = ids, .n = ARRAY_LEN(ids), .response = 20};
+    if (device == TH_CUDA && dtype != TH_BF16)
+        return;
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++)
+        ids[i] = (int32_t)(i * i % 101 + i % 3);
+    assert_int_equal(mkdir_p(in_dir(state, "cfg")), 0);
+    assert_int_equal(file_write(in_dir(state, "cfg/config.json"), config, strlen(config), false), 0);
+    for (int alone = 0; alone < 4; alone++) {
+        double loss[2];
+        for (int fp8 = 0; fp8 < 2; fp8++) {
+            struct model *m;
+            size_t n;
+            assert_int_equal(model_init(in_dir(state, "cfg"), dtype, device, 5, &m), 0);
+            for (int i = 0; i < 4; i++)
+                for (int p = LORA_O; p <= LORA_DOWN && i != alone; p += LORA_DOWN - LORA_O)
+                    assert_int_equal(th_fill_(m->layers[i].proj[p].w->w, 0), 0);
+            m->fp8 = fp8;
+            assert_int_equal(model_loss(m, &seq, 1, false, 1, &loss[fp8], &n), 0);
+            model_free(m);
+        }
+        if ((loss[0] == loss[1]) != (alone == 0 || alone == 3))
+            fail_msg("layer %d: loss %.9g, with 8 bits %.9g", alone, loss[0], loss[1]);
+    }
+}
+
 static void adapters_survive_saving_and_merging(void **state)
 {
     for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
@@ -388,6 +420,7 @@ int main(void)
         cmocka_unit_test(logits_equal_transformers),
         cmocka_unit_test(every_weights_gradient_equals_transformers),
         cmocka_unit_test(adapter_gradients_equal_peft),
+        TEST_IN_DIR(first_and_last_layer_are_not_in_eight_bits),
         TEST_IN_DIR(adapters_survive_saving_and_merging),
         cmocka_unit_test(a_packed_batch_equals_single_sequences),
         cmocka_unit_test(eight_bit_passes_are_near),

@@ -114,14 +114,19 @@ static void norms(void **state)
             close_to("rstd", rstd, r, 1e-5);
             eight_bits("rms_norm", th_narrow(q, 1, 0, d), qs, th_narrow(y, 1, 0, d));
             for (int accumulate = 0; accumulate < 2; accumulate++) {
+                bool with_q = accumulate != added; /* each way with and without */
+                th_tensor *q2 = eight(n, d + 16);
+                assert_int_equal(th_fill_(qs, NAN), 0);
                 th_tensor *dx = accumulate ? gdy : made(n, ld, type), *partial = th_empty(2, partials, TH_F32, device), *gdw = made(1, d, TH_F32);
                 assert_int_equal(th_fill_(gdw, 0), 0);
                 ok(kernels->rms_norm_backward(&tk, n, d, th_data(gdh), ld, th_data(sum), th_data(gw), th_data(rstd), accumulate, th_data(dx), ld,
-                                              accumulate ? NULL : th_data(partial)));
+                                              with_q ? th_data(q2) : NULL, with_q ? d + 16 : 0, with_q ? th_data(qs) : NULL, accumulate ? NULL : th_data(partial)));
                 th_tensor *back = th_rms_norm_backward(th_contiguous(th_narrow(f32(dh), 1, 0, d)), f32(sum), w1, f32(rstd), &dw);
                 if (accumulate)
                     back = th_add(back, th_narrow(f32(dy), 1, 0, d), 1);
                 close_to("rms_norm_backward", th_narrow(dx, 1, 0, d), back, 1e-5);
+                if (with_q)
+                    eight_bits("rms_norm_backward", th_narrow(q2, 1, 0, d), qs, th_narrow(dx, 1, 0, d));
                 if (accumulate)
                     continue;
                 ok(kernels->column_sums(&tk, TK_PARTIALS, d, th_data(partial), th_data(gdw)));
@@ -159,9 +164,15 @@ static void rotary_positions(void **state)
         close_to("v", heads(gx, h + kv, kv, d), heads(x, h + kv, kv, d), 1e-9);
         th_tensor *q = th_contiguous(heads(x, 0, h, d)), *k = th_contiguous(heads(x, h, kv, d)), *v = th_contiguous(heads(x, h + kv, kv, d));
         th_tensor *gq = on_device(q), *gk = on_device(k), *gv = on_device(v);
-        ok(kernels->rope_backward(&tk, n, h, kv, d, th_data(gq), th_data(gk), th_data(gv), th_data(dx), th_data(gp), th_data(gt[0]), th_data(gt[1])));
+        ok(kernels->rope_backward(&tk, n, h, kv, d, th_data(gq), th_data(gk), th_data(gv), th_data(dx), th_data(gp), th_data(gt[0]), th_data(gt[1]), NULL, 0, NULL));
         close_to("rope_backward", heads(dx, 0, h + kv, d), th_rope(heads(f32(x), 0, h + kv, d), full[0], full[1], true), 1e-5);
         close_to("dv", heads(dx, h + kv, kv, d), v, 1e-9);
+        int64_t width = (h + 2 * kv) * d;
+        th_tensor *again = made(n, width, type), *e = eight(n, width + 16), *es = made(n, 1, TH_F32);
+        ok(kernels->rope_backward(&tk, n, h, kv, d, th_data(gq), th_data(gk), th_data(gv), th_data(again), th_data(gp), th_data(gt[0]), th_data(gt[1]), th_data(e),
+                                  width + 16, th_data(es)));
+        close_to("rope_backward, with 8 bits", again, dx, 1e-6);
+        eight_bits("rope_backward", th_narrow(e, 1, 0, width), es, again);
         th_scope_end(scope);
     }
 }
