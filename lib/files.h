@@ -37,6 +37,7 @@ int file_map(const char *path, size_t max_bytes, struct file_map *out);
 void file_unmap(struct file_map *m);
 
 bool path_is_dir(const char *path);
+bool path_same(const char *a, const char *b); /* both are there, and one file or folder */
 bool path_exists(const char *path);
 /* Size and modification time in one word pair, to see whether a file changed. */
 int file_stamp(const char *path, uint64_t *size, int64_t *mtime_ns);

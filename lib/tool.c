@@ -419,18 +419,12 @@ static bool names_a_file(const char *out, const char *const *suffixes)
     return false;
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 /* Inputs are never written over; and an output folder inside the input folder is no input the next time. */
 static int keep_apart(const struct tool_map *m, bool to_file, struct file_list *l)
 {
     bool folder = path_is_dir(m->in);
     char *lone = folder || to_file ? NULL : path_join(m->out, path_basename(m->in));
-    bool same = same_file(m->in, lone ? lone : m->out);
+    bool same = path_same(m->in, lone ? lone : m->out);
     free(lone);
     if (same)
         return err_set(ERR_USAGE, "--out %s: is the input, which would be overwritten; name another", m->out);

@@ -152,22 +152,13 @@ static int merge_one(struct rundb *db, const char *path, struct merge *m)
     return rc;
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    char *x = realpath(a, NULL), *y = realpath(b, NULL);
-    bool same = x && y && !strcmp(x, y);
-    free(x);
-    free(y);
-    return same;
-}
-
 static int run(struct tool *t)
 {
     struct rundb *db = NULL;
     int64_t n_runs = 0, n_items = 0;
     int rc = ERR_OK;
     for (size_t i = 0; i < t->args.n && rc == ERR_OK; i++)
-        if (same_file(t->args.v[i], into))
+        if (path_same(t->args.v[i], into))
             rc = err_set(ERR_USAGE, "%s is both source and --into", into);
     if (rc == ERR_OK)
         rc = rundb_open(into, &db);

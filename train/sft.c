@@ -1,9 +1,12 @@
 /* sft: supervised fine-tuning of a causal language model on pair records: LoRA or all weights. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "lib/curvelog.h"
 #include "lib/prompt.h"
@@ -102,6 +105,7 @@ struct trainer {
     uint64_t tokens_seen;
     double best_loss;       /* least loss on val.json, NAN: none yet, ... */
     int64_t best_step;      /* ... and the checkpoint that had it */
+    bool owed;              /* a signal came while that loss was measured: it is to be, before the next step */
     struct curvelog *log;   /* process 0's */
     /* several processes */
     struct dist_env env;
@@ -251,6 +255,8 @@ static int write_state(struct trainer *tr, const char *dir)
     jw_kv_real(&j, "loss_average", tr->loss_average);
     jw_kv_int(&j, "best_step", tr->best_step);
     jw_kv_real(&j, "best_loss", tr->best_loss);
+    if (tr->owed)
+        jw_kv_bool(&j, "evaluation_due", true);
     jw_key(&j, "settings");
     jw_object(&j);
     write_settings(&j, binding, ARRAY_LEN(binding));
@@ -308,6 +314,17 @@ static int drop_checkpoint(int64_t step)
         rc = remove_tree(old);
     free(dir);
     free(old);
+    return rc;
+}
+
+/* Makes --out this process's, as long as it runs. */
+static int take_folder(void)
+{
+    int rc = mkdir_p(out_dir), fd = rc == ERR_OK ? open(out_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (rc == ERR_OK && (fd < 0 || access(out_dir, W_OK) < 0))
+        return err_set(ERR_IO, "%s: %s", out_dir, strerror(errno));
+    if (rc == ERR_OK && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+        return err_set(ERR_USAGE, "--out %s: another sft is at work there", out_dir);
     return rc;
 }
 
@@ -402,6 +419,7 @@ static int load_checkpoint(struct trainer *tr, int64_t step)
         tr->loss_average = json_number_value(json_object_get(o, "loss_average"));
         tr->best_step = json_integer_value(json_object_get(o, "best_step"));
         tr->best_loss = json_is_number(best) ? json_number_value(best) : NAN;
+        tr->owed = eval_steps && json_is_true(json_object_get(o, "evaluation_due"));
         log_note("going on after step %lld of %lld", (long long)step, (long long)tr->steps);
         if (tr->t->db)
             rc = rundb_metrics_cut(tr->t->db, step);
@@ -501,13 +519,18 @@ static double operations(const struct trainer *tr, const size_t *pos, size_t n)
     return sum;
 }
 
+/* The loss on val.json; NAN, and it stays owed, if a signal does not let it end. */
 static int evaluate(struct trainer *tr, double *out)
 {
-    double sum[2] = {0, 0}; /* losses, tokens */
+    double sum[3] = {0, 0, 0}; /* losses, tokens, processes that were told to stop */
     int rc = ERR_OK;
     for (size_t i = (size_t)tr->env.rank; i < tr->val.n && rc == ERR_OK; i += (size_t)tr->env.size) {
         double loss;
         size_t n;
+        if (stop_requested()) {
+            sum[2] = 1;
+            break;
+        }
         if ((rc = model_loss(tr->m, &tr->val.v[i], 1, false, 1, &loss, &n)) < 0)
             return err_wrap("val.json: %s", tr->val.id[i]);
         if (!isfinite(loss))
@@ -515,10 +538,11 @@ static int evaluate(struct trainer *tr, double *out)
         sum[0] += loss;
         sum[1] += (double)n;
     }
-    rc = dist_sum(tr->d, sum, 2);
-    if (rc < 0)
+    rc = dist_sum(tr->d, sum, 3);
+    tr->owed = sum[2] > 0;
+    *out = tr->owed ? NAN : sum[0] / sum[1];
+    if (rc < 0 || tr->owed)
         return rc;
-    *out = sum[0] / sum[1];
     bool best = !(*out >= tr->best_loss);
     log_note("step %lld: loss on val.json %.4f%s", (long long)tr->step, *out, best && isfinite(tr->best_loss) ? ", the least so far" : "");
     if (best) {
@@ -840,7 +864,13 @@ static int train_all(struct trainer *tr)
     bool stop = false;
     progress_start("training", (uint64_t)tr->steps, "steps");
     progress_earlier((uint64_t)tr->step);
-    while (rc == ERR_OK && tr->step < tr->steps && !stop) {
+    if (tr->owed) {
+        double loss_val;
+        rc = evaluate(tr, &loss_val);
+        if (rc == ERR_OK && !tr->owed)
+            rc = save_checkpoint(tr);
+    }
+    while (rc == ERR_OK && tr->step < tr->steps && !stop && !tr->owed) {
         struct outcome o;
         rc = train_step(tr, &o, &stop);
         if (rc < 0)
@@ -858,7 +888,7 @@ static int train_all(struct trainer *tr)
     progress_end();
     if (rc == ERR_OK && tr->step > saved)
         rc = save_checkpoint(tr); /* stopped, or at the end */
-    if (rc == ERR_OK && tr->step < tr->steps)
+    if (rc == ERR_OK && (tr->step < tr->steps || tr->owed))
         return err_set(ERR_CANCELLED, "stopped by a signal after step %lld of %lld, which is saved (--resume)", (long long)tr->step,
                        (long long)tr->steps);
     if (rc < 0 || tr->env.rank)
@@ -1030,6 +1060,12 @@ static int check_arguments(struct trainer *tr)
     tr->each = batch * accumulation * n_processes;
     if (!tokenizer_dir)
         tokenizer_dir = model_dir;
+    if (path_exists(out_dir) && !path_is_dir(out_dir))
+        return err_set(ERR_USAGE, "--out %s: is no folder", out_dir);
+    const char *const inputs[] = {model_dir, data_dir, tokenizer_dir, adapter_dir};
+    for (size_t i = 0; i < ARRAY_LEN(inputs); i++)
+        if (inputs[i] && path_same(inputs[i], out_dir))
+            return err_set(ERR_USAGE, "--out %s: is an input, whose files would be overwritten; name another", out_dir);
     int rc = list_checkpoints(&steps, &n);
     free(steps);
     if (rc == ERR_OK && n && !resume)
@@ -1086,13 +1122,13 @@ static int prepare(struct trainer *tr)
         rc = make_model(tr);
     if (rc == ERR_OK)
         rc = tool_begin(tr->t);
-    if (rc == ERR_OK && !tr->env.rank)
-        rc = clear_leftovers();
     if (rc == ERR_OK && (rc = list_checkpoints(&steps, &n)) == ERR_OK && n)
         last = steps[n - 1];
     free(steps);
     if (rc == ERR_OK)
         rc = compare_processes(tr, last);
+    if (rc == ERR_OK && !tr->env.rank && (rc = take_folder()) == ERR_OK)
+        rc = clear_leftovers();
     if (rc < 0)
         return rc;
     tr->order = xmalloc(tr->train.n * sizeof *tr->order);
@@ -1102,7 +1138,7 @@ static int prepare(struct trainer *tr)
         rc = load_checkpoint(tr, last);
     else if (tr->t->db)
         rc = rundb_metrics_cut(tr->t->db, 0); /* the curve of an earlier start is not this one's */
-    if (rc == ERR_OK && curves && !tr->env.rank && (rc = mkdir_p(out_dir)) == ERR_OK)
+    if (rc == ERR_OK && curves && !tr->env.rank)
         rc = curvelog_open(out_dir, columns, ARRAY_LEN(columns), last, &tr->log);
     return rc;
 }

@@ -151,6 +151,24 @@ expect 2 "method was lora, now it is full; train-embeddings was false, now it is
 expect 3 "checkpoint-4: it was trained on other weights than those in sister/model.safetensors" on --resume --max-steps 6 --model sister
 on --resume --max-steps 6 -o lr=1e-4 --seed 7 2> err.txt || fail "another learning rate: $?"
 grep -Eq 'other settings than again/checkpoint-4 has: seed was [0-9]+, now it is 7; lr was [0-9.e-]+, now it is 0.0001$' err.txt || fail "changed settings are not told: $(cat err.txt)"
+expect 2 "--out ./base: is an input" "${lora[@]}" --data data --out ./base --method full
+expect 2 "--out data: is an input" "${lora[@]}" --data data --out data
+expect 2 "--out again/metrics.csv: is no folder" "${lora[@]}" --data data --out again/metrics.csv
+
+# ---- two at work in one folder: the second one does not begin.  A signal while val.json is evaluated does not wait for its end: what is resumed measures first
+mkdir long-val && cp data/train.json long-val && python3 -c 'import json; json.dump(json.load(open("data/val.json")) * 300, open("long-val/val.json", "w"))'
+eval=("${lora[@]}" --out stopped --max-steps 4 --eval-steps 2 --save-steps 0 --batch-size 2 --accumulation 1 --device cpu)
+"${eval[@]}" --data long-val 2> stopped.txt & pid=$!
+for i in $(seq 500); do grep -q '^1,' stopped/metrics.csv 2> /dev/null && break; sleep 0.02; done
+expect 2 "--out stopped: another sft is at work there" "${eval[@]}" --data data
+sleep 0.3; kill -TERM $pid; wait $pid; rc=$?
+[ $rc = 3 ] && grep -q 'stopped by a signal after step 2 of 4, which is saved' stopped.txt || fail "a signal during the evaluation: $rc $(cat stopped.txt)"
+grep -q '"evaluation_due": true' stopped/checkpoint-2/trainer_state.json || fail "the evaluation is not owed: $(cat stopped/checkpoint-2/trainer_state.json)"
+"${eval[@]}" --data data --resume --db v.db || fail "after a stopped evaluation: $?"
+"${eval[@]}" --data data --out through --db v.db || fail "the same without a stop: $?"
+[ "$(sqlite3 v.db "SELECT group_concat(step || ' ' || value) FROM metrics WHERE name='loss_val' GROUP BY run_id" | sort -u | wc -l)" = 1 ] &&
+    [ "$(sqlite3 v.db "SELECT count(*) FROM metrics WHERE name='loss_val'")" = 4 ] || fail "loss on val.json: $(sqlite3 v.db "SELECT run_id, step, value FROM metrics WHERE name='loss_val'")"
+cmp stopped/adapter_model.safetensors through/adapter_model.safetensors || fail "after a stopped evaluation other weights come out"
 expect 2 "--final best needs --eval-steps" "${lora[@]}" --data data --out no --final best
 "${lora[@]}" --data data --out long --max-tokens 390 --overlong truncate --max-steps 1 --save-steps 0 2> err.txt || fail "--overlong truncate: $?"
 grep -Eq 'train.json: [0-9]+ records of more than 390 tokens were cut' err.txt || fail "cut records are not counted: $(cat err.txt)"
