@@ -284,6 +284,7 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
         int64_t row = at + threadIdx.y;
         bool on = row < rows;
         float g[C][8], n[C][8], s = 0, r = on ? rstd[row] : 0;
+        eight<T> before[C]; // on its way while the sum is made
 #pragma unroll
         for (int c = 0; c < C; c++) {
             int j = (c * blockDim.x + threadIdx.x) * 8;
@@ -293,6 +294,8 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
             load<8>(dh + row * ld_dh + j, g[c]);
             load<8>(x + row * d + j, n[c]);
             load<8>(w + j, wv);
+            if (accumulate)
+                before[c] = *(const eight<T> *)(dx + row * ld_dx + j);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 n[c][i] *= r;
@@ -310,7 +313,7 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
             if (!on || j >= d)
                 continue;
             if (accumulate)
-                load<8>(dx + row * ld_dx + j, o);
+                load<8>((const T *)&before[c], o);
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 g[c][i] = rounded<T>(o[i] + r * (g[c][i] - n[c][i] * mean));

@@ -72,7 +72,7 @@ int caught() noexcept
     } catch (const c10::Error &e) {
         const char *text = e.what_without_backtrace();
         if (strstr(text, "out of memory")) // of CUDA itself, not of the allocator; advice for debugging follows in further lines
-            return err_set(ERR_NOMEM, "out of device memory: %.*s", static_cast<int>(strcspn(text, "\n")), text);
+            return err_set(ERR_NOMEM, "out of device memory: %.*s: end what else is on the GPU, or take --device cpu", static_cast<int>(strcspn(text, "\n")), text);
         return err_set(ERR_EXTERN, "libtorch: %s", text);
     } catch (const std::bad_alloc &) {
         return err_set(ERR_NOMEM, "out of memory");
