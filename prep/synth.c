@@ -24,6 +24,7 @@ enum {
 struct gen {
     struct occ_build *b;
     uint64_t rng;
+    bool even; /* sizes of few values */
     /* the profile in the making */
     struct occ_point p[256];
     struct occ_loop loop[32];
@@ -63,19 +64,32 @@ static int whole(struct gen *g, int lo, int hi)
     return hi <= lo ? lo : lo + (int)(unit(g) * (hi - lo + 1));
 }
 
-/* A multiple of step in lo..hi (hi at least lo). */
+static int multiples(double lo, double hi, double step)
+{
+    return (int)floor(hi / step + 1e-9) - (int)ceil(lo / step - 1e-9) + 1;
+}
+
+/* A multiple of step in lo..hi (hi at least lo).  Even sizes: of 5, 4 or 2 where there are seven of them, whole where there are
+ * three: sums of sizes, which a part is full of, are then of a few hundred pairs, and a model can know them all. */
 static double size(struct gen *g, double lo, double hi, double step)
 {
-    int a = (int)ceil(lo / step - 1e-9), z = (int)floor(hi / step + 1e-9);
-    return whole(g, a, z) * step;
+    static const double coarse[] = {5, 4, 2, 1};
+    for (size_t i = 0; g->even && i < ARRAY_LEN(coarse); i++)
+        if (coarse[i] > step && fmod(coarse[i], step) == 0 && multiples(lo, hi, coarse[i]) >= (coarse[i] > 1 ? 7 : 3)) {
+            step = coarse[i];
+            break;
+        }
+    int a = (int)ceil(lo / step - 1e-9);
+    return whole(g, a, a + multiples(lo, hi, step) - 1) * step;
 }
 
 /* A height of lo..hi over a run, in one of a few slopes, as machinists have them: a cone's text states its angle in
  * radians, a number that can be known for a few slopes, but not worked out of the sizes. */
 static double taper(struct gen *g, double run, double lo, double hi)
 {
-    static const double slopes[] = {0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10};
-    int a = 0, z = ARRAY_LEN(slopes) - 1;
+    static const double fine[] = {0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10}, even[] = {0.5, 1, 2, 3, 4};
+    const double *slopes = g->even ? even : fine;
+    int a = 0, z = (int)(g->even ? ARRAY_LEN(even) : ARRAY_LEN(fine)) - 1;
     while (a < z && run * slopes[a] < lo - 1e-9)
         a++;
     while (z > a && run * slopes[z] > hi + 1e-9)
@@ -310,6 +324,8 @@ static int plate(struct gen *g)
     }
     default: {
         double width = size(g, 4, d / 4, 1), length = size(g, width + 5, fmax(width + 5, w * 0.6), 1);
+        if (g->even) /* centres of the ends at whole numbers */
+            length += fmod(length - width, 2);
         obround(g, 0, 0, length, width);
         holes = pick(g, " with a central slot| with an elongated slot in the center| with a central elongated slot");
         detail(g, "a %g mm by %g mm slot", length, width);
@@ -611,9 +627,9 @@ static int shaft(struct gen *g)
     for (int i = 0; i < n; i++) {
         if (i)
             r = taper_down ? last * size(g, 0.6, 0.85, 0.05) : i == n / 2 ? last * size(g, 1.3, 1.6, 0.1) : last * size(g, 0.6, 0.8, 0.1);
-        r = fmax(1, round(r * 2) / 2);
+        r = g->even ? fmax(1, round(r)) : fmax(1, round(r * 2) / 2);
         if (r == last)
-            r += 0.5;
+            r += g->even ? 1 : 0.5;
         double length = size(g, 5, 40, 1);
         point(g, r, z, 0), point(g, r, z += length, 0);
         last = r;
@@ -768,7 +784,7 @@ static int u_bracket(struct gen *g)
 
 static int flanged_tube(struct gen *g)
 {
-    double bore = size(g, 5, 25, 0.5), r = bore + size(g, 2, 6, 0.5), rf = r + size(g, 8, 16, 1), t = size(g, 3, 8, 1);
+    double bore = size(g, 5, 25, 0.5), r = bore + size(g, 2, 6, 0.5), rf = r + size(g, 8, 16, g->even ? 2 : 1), t = size(g, 3, 8, 1);
     double h = size(g, 3 * r, 7 * r, 1);
     bool both = chance(g, 0.6);
     int n = (int[]){0, 3, 4, 6}[whole(g, 0, 3)];
@@ -994,7 +1010,8 @@ static int wedge(struct gen *g)
 
 static int cone(struct gen *g)
 {
-    double r = size(g, 8, 40, 0.5), top = size(g, r * 0.25, r * 0.7, 0.5), t = size(g, 1, fmax(1, top / 3), 0.5);
+    double r = g->even ? 2 * whole(g, 4, 20) : size(g, 8, 40, 0.5);
+    double top = size(g, r * 0.25, r * 0.7, 0.5), t = size(g, 1, fmax(1, top / 3), 0.5);
     int kind = whole(g, 0, 3);
     double h = taper(g, kind == 0 ? r : r - top, r * 0.8, r * 3);
     if (kind == 0) {
@@ -1186,24 +1203,26 @@ static int cradle(struct gen *g)
     return extrude(g, OCC_Y(0, d / 2, 0), d);
 }
 
-/* Weight: how often a family comes up when all are chosen from. */
+/* Weight: how often a family comes up when all are chosen from.  Sums: its coordinates are sums of several sizes, which
+ * --sizes even has few of. */
 static const struct family {
     const char *name;
     int (*make)(struct gen *g);
     int weight;
+    bool sums;
 } families[] = {
-    {"plate", plate, 6},     {"block", block, 6},       {"boss", boss, 4},         {"disc", disc, 4},
-    {"washer", washer, 3},   {"ring", ring, 3},         {"tube", tube, 3},         {"bushing", bushing, 3},
-    {"flange", flange, 4},   {"bolt", bolt, 4},         {"nut", nut, 3},           {"shaft", shaft, 3},
-    {"rod", rod, 6},         {"channel", channel, 4},   {"l-bracket", l_bracket, 4}, {"u-bracket", u_bracket, 3},
-    {"flanged-tube", flanged_tube, 3}, {"knob", knob, 2}, {"gear", gear, 1},       {"t-slot", t_slot, 2},
-    {"enclosure", enclosure, 3}, {"pulley", pulley, 3}, {"spool", spool, 2},       {"wedge", wedge, 4},
-    {"cone", cone, 3},       {"rounded", rounded, 3},   {"prism", prism, 3},       {"pyramid", pyramid, 2},
-    {"frame", frame, 2},     {"stairs", stairs, 2},     {"flat", flat_shape, 3},   {"cradle", cradle, 2},
+    {"plate", plate, 6, true},     {"block", block, 6, true},       {"boss", boss, 4, true},         {"disc", disc, 4, false},
+    {"washer", washer, 3, false},   {"ring", ring, 3, false},         {"tube", tube, 3, false},         {"bushing", bushing, 3, false},
+    {"flange", flange, 4, true},   {"bolt", bolt, 4, false},         {"nut", nut, 3, false},           {"shaft", shaft, 3, true},
+    {"rod", rod, 6, false},         {"channel", channel, 4, false},   {"l-bracket", l_bracket, 4, true}, {"u-bracket", u_bracket, 3, true},
+    {"flanged-tube", flanged_tube, 3, true}, {"knob", knob, 2, true}, {"gear", gear, 1, true},       {"t-slot", t_slot, 2, true},
+    {"enclosure", enclosure, 3, true}, {"pulley", pulley, 3, true}, {"spool", spool, 2, true},       {"wedge", wedge, 4, true},
+    {"cone", cone, 3, true},       {"rounded", rounded, 3, false},   {"prism", prism, 3, false},       {"pyramid", pyramid, 2, true},
+    {"frame", frame, 2, true},     {"stairs", stairs, 2, true},     {"flat", flat_shape, 3, false},   {"cradle", cradle, 2, true},
 };
 
 /* ---- the tool ---- */
-static const char *out, *only, *excluded, *writer = "lean";
+static const char *out, *only, *excluded, *writer = "lean", *size_kind = "fine";
 static int64_t count, seed = 1, start, max_entities, read_back_every = 1;
 
 static struct opt options[] = {
@@ -1215,6 +1234,8 @@ static struct opt options[] = {
     {.name = "exclude-families", .type = OPT_STR, .value = &excluded, .arg = "LIST", .help = "none of these"},
     {.name = "captions", .type = OPT_STR, .value = &caption_style, .arg = "STYLE", .choices = "plain|dimensions|mixed|varied",
      .help = "what the part is; that and its sizes in mm; sizes for every third part; or many wordings, mostly with sizes"},
+    {.name = "sizes", .type = OPT_STR, .value = &size_kind, .arg = "KIND", .choices = "fine|even",
+     .help = "even: of few values where a family's coordinates are sums of several sizes, as a small model can learn them"},
     {.name = "writer", .type = OPT_STR, .value = &writer, .arg = "KIND", .choices = "lean|opencascade",
      .help = "lean: short, children first; opencascade: as its own writer has it"},
     {.name = "read-back", .type = OPT_INT, .value = &read_back_every, .arg = "N", .help = "read every N-th file back as a stranger would (0: none)", .max = 1e9},
@@ -1542,6 +1563,7 @@ static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const s
     while (w >= family_weight[f])
         w -= family_weight[f++];
     *family = &families[f];
+    g->even = families[f].sums && !strcmp(size_kind, "even");
     int shape = families[f].make(g);
     int rc = occ_finish(g->b, &shape, info);
     if (rc < 0)

@@ -29,7 +29,7 @@ prepare() { # folder seed count test val options of synth...
         tool synth --count "$count" --seed "$seed" --captions varied --read-back 10 --out "$d/parts" --json "$@" > "$d/.parts.jsonl"
         mv "$d/.parts.jsonl" "$d/parts.jsonl"
     fi
-    tool step-restructure "$d/parts/steps" --out "$d/compact" --compact --no-annotations --geometry-first
+    tool step-restructure "$d/parts/steps" --out "$d/compact" --compact --no-annotations --geometry-first --relative
     tool rag-pairs --captions "$d/parts/captions.csv" --steps "$d/compact" --top-k 0 --out "$d/pairs.json"
     tool split --in "$d/pairs.json" --out "$d/data" --test "$test" --val "$val" --unique --group-by sizes --parts "$d/parts.jsonl" \
         --steps "$d/parts/steps"
@@ -39,7 +39,7 @@ corpus() {
     prepare "$W" 20260 "$PARTS" "${TEST:-1000}" "${VAL:-300}" --exclude-families $lacks
     [ -f "$W/base/tokenizer.json" ] && return
     # shellcheck disable=SC2086
-    tool tokenizer-train "$W/data/train.json" ${REAL_STEPS:+"$REAL_STEPS"} ${REAL_CAPTIONS:+--captions "$REAL_CAPTIONS"} --out "$W/base" --vocab-size 1024 --pattern lean
+    tool tokenizer-train "$W/data/train.json" ${REAL_STEPS:+"$REAL_STEPS"} ${REAL_CAPTIONS:+--captions "$REAL_CAPTIONS"} --out "$W/base" --vocab-size 2048 --pattern lean
     cp configs/demo-base/config.json "$W/base"
 }
 
