@@ -3,7 +3,7 @@
 # Stopped or killed, the same command goes on where it was.
 #
 #   W=runs/demo-base   work folder
-#   PARTS=128000       made; repeated ones are dropped, 1,000 are for the test and 300 for validation
+#   PARTS=144000       made; repeated ones are dropped, 1,000 are for the test and 300 for validation
 #   REAL_STEPS=DIR REAL_CAPTIONS=CSV    real files (compact) and captions, which the tokenizer is made from as well
 #   STAGES='corpus train new adapt'      corpus wants OpenCASCADE, train a GPU (an hour of one at most)
 #
@@ -15,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 W=${W:-runs/demo-base}
-PARTS=${PARTS:-128000} NEW=${NEW:-1200}
+PARTS=${PARTS:-144000} NEW=${NEW:-1500}
 STAGES=${STAGES:-corpus train new adapt}
 db=${DB:-$W/runs.db}
 lacks=pulley,u-bracket,stairs # families that the corpus lacks
@@ -26,7 +26,7 @@ prepare() { # folder seed count test val options of synth...
     [ -f "$d/data/test.json" ] && return
     mkdir -p "$d"
     if [ ! -f "$d/parts.jsonl" ]; then
-        tool synth --count "$count" --seed "$seed" --captions varied --read-back 10 --out "$d/parts" --json "$@" > "$d/.parts.jsonl"
+        tool synth --count "$count" --seed "$seed" --captions varied --sizes even --read-back 10 --out "$d/parts" --json "$@" > "$d/.parts.jsonl"
         mv "$d/.parts.jsonl" "$d/parts.jsonl"
     fi
     tool step-restructure "$d/parts/steps" --out "$d/compact" --compact --no-annotations --geometry-first --relative
@@ -36,7 +36,7 @@ prepare() { # folder seed count test val options of synth...
 }
 
 corpus() {
-    prepare "$W" 20260 "$PARTS" "${TEST:-1000}" "${VAL:-300}" --exclude-families $lacks
+    prepare "$W" 20262 "$PARTS" "${TEST:-1000}" "${VAL:-300}" --exclude-families $lacks
     [ -f "$W/base/tokenizer.json" ] && return
     # shellcheck disable=SC2086
     tool tokenizer-train "$W/data/train.json" ${REAL_STEPS:+"$REAL_STEPS"} ${REAL_CAPTIONS:+--captions "$REAL_CAPTIONS"} --out "$W/base" --vocab-size 2048 --pattern lean

@@ -42,6 +42,9 @@ grep -v '"family":"\(washer\|nut\)"' w.jsonl && fail "another family came"
 "$BIN/synth" --count 30 --max-entities 150 --captions plain --out small --db none --json -q > small.jsonl || fail "--max-entities"
 grep -o '"entities":[0-9]*' small.jsonl | cut -d: -f2 | while read -r n; do [ "$n" -le 150 ] || exit 1; done || fail "a part is too big"
 grep -q ' mm' small/captions.csv && fail "plain captions have sizes"
+long() { grep -o '"[0-9.]* mm long"' "$1" | awk -F'[" ]' '$2 % 5 { n++ } END { print NR, n + 0 }'; }
+for k in fine even; do "$BIN/synth" --count 12 --families shaft --sizes $k --out "s-$k" --db none --json -q > s-$k.jsonl || fail "--sizes $k"; done
+[ "$(long s-even.jsonl)" = "12 0" ] && [ "$(long s-fine.jsonl)" != "12 0" ] || fail "shafts of even sizes are multiples of 5 mm long: $(long s-even.jsonl), $(long s-fine.jsonl)"
 "$BIN/synth" --count 1 --families nutt --out x --db none 2> err; [ $? -eq 2 ] || fail "unknown family: exit code"
 grep -q "no family 'nutt'" err || fail "unknown family: $(cat err)"
 touch file; "$BIN/synth" --count 1 --out file --db none 2> err; [ $? -eq 3 ] || fail "--out is a file: exit code"
