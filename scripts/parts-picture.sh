@@ -3,7 +3,8 @@
 #
 #   scripts/parts-picture.sh          of what `make demo` generated for its test split; needs chromium
 #   PARTS=DIR CAPTIONS=FILE           of other parts: DIR/ID.step, and their captions (pair records or captions CSV)
-#   IDS='00000011 00000022 ...'       these, in this order (default: the first eight that can be drawn)
+#   IDS='00000011 00000022 ...'       these, in this order (default: the first eight that can be drawn, or as many as N says)
+#   PICTURE=FILE                      where to (default: docs/images/parts.png)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -13,15 +14,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 db=none
 tool step-render "$PARTS" --out "$work/pictures" --views 1 --size 480 --no-glb -q
-python3 - "$CAPTIONS" "$work" "${IDS:-}" > "$work/page.html" <<'P'
+PICTURE=${PICTURE:-docs/images/parts.png}
+python3 - "$CAPTIONS" "$work" "${IDS:-}" "${N:-8}" > "$work/page.html" <<'P'
 import base64, csv, html, json, os, sys
-captions, work, ids = sys.argv[1:]
+captions, work, ids, n = sys.argv[1:]
 if captions.endswith(".csv"):
     text = {r["model_id"]: r["description"] for r in csv.DictReader(open(captions))}
 else:
     text = {r["id_original"]: r["caption"] for r in json.load(open(captions))}
 picture = lambda i: os.path.join(work, "pictures", i, "oblique.png")
-ids = ids.split() or [i for i in sorted(text) if os.path.exists(picture(i))][:8]
+ids = ids.split() or [i for i in sorted(text) if os.path.exists(picture(i))][:int(n)]
 print("<!doctype html><meta charset=utf-8><style>body{margin:0;background:#fff;font:15px/1.3 sans-serif;color:#222;width:1120px}"
       "main{display:grid;grid-template-columns:repeat(4,1fr);gap:8px;padding:8px}figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:6px}"
       "img{width:100%;display:block}figcaption{text-align:center;padding:4px 6px 6px;min-height:60px}</style><main>")
@@ -29,7 +31,8 @@ for i in ids:
     data = base64.b64encode(open(picture(i), "rb").read()).decode()
     print(f'<figure><img src="data:image/png;base64,{data}"><figcaption>{html.escape(text[i])}</figcaption></figure>')
 P
-mkdir -p docs/images
-chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1120,720 --screenshot="$work/parts.png" "file://$work/page.html" 2> /dev/null
-mv "$work/parts.png" docs/images/parts.png
-say "docs/images/parts.png: $(stat -c %s docs/images/parts.png) bytes"
+mkdir -p "$(dirname "$PICTURE")"
+rows=$((($(grep -c "<figure>" "$work/page.html") + 3) / 4))
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1120,$((rows * 360)) --screenshot="$work/parts.png" "file://$work/page.html" 2> /dev/null
+mv "$work/parts.png" "$PICTURE"
+say "$PICTURE: $(stat -c %s "$PICTURE") bytes"
