@@ -10,6 +10,7 @@
 #   ORDER=children-first|parent-first    MAX_TOKENS=16384    TOP_K=1 (0: without retrieval)    SEED=3407
 #   FORM=named         or compact: without instance names and annotations (default: what MODEL writes, by its prompt.json)
 #   MIN_ENTITIES=0 MAX_ENTITIES=500      what is unpacked of the chunks
+#   LIST=FILE|URL MIRROR=URL|DIR         where the chunks are (datasets/abc-chunks.txt says what a list holds)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -29,7 +30,8 @@ else
     captions=${CAPTIONS:-datasets/$name/captions.csv}
     [ -f "$captions" ] || die "CAPTIONS=FILE is due: a CSV of model_id, isDescribable, description (see docs/formats-data.md)," \
         "such as dataset/cad_captions_0-500.csv of the original's repository"
-    tool abc-fetch --chunks "${CHUNKS:-1-10}" --min-entities "${MIN_ENTITIES:-0}" --max-entities "${MAX_ENTITIES:-500}" --out "$steps"
+    tool abc-fetch --chunks "${CHUNKS:-1-10}" --min-entities "${MIN_ENTITIES:-0}" --max-entities "${MAX_ENTITIES:-500}" \
+        ${LIST:+--list "$LIST"} ${MIRROR:+--mirror "$MIRROR"} --out "$steps"
 fi
 [ -f "$captions" ] || die "$captions: no captions there (CAPTIONS=FILE names another file)"
 work=datasets/work/$name
