@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "lib/mem.h"
+#include "lib/random.h"
 
 static int ascending(const void *a, const void *b)
 {
@@ -42,18 +43,9 @@ double stats_median(const double *v, size_t n)
     return m;
 }
 
-/* splitmix64 (Steele, Lea, Flood 2014) */
-static uint64_t next(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static size_t below(uint64_t *state, size_t n)
 {
-    return (size_t)(((unsigned __int128)next(state) * n) >> 64);
+    return (size_t)(((unsigned __int128)random_u64(state) * n) >> 64);
 }
 
 /* The median of a resample of the sorted s, found by counting ranks. */

@@ -7,6 +7,7 @@
 #include "lib/err.h"
 #include "lib/files.h"
 #include "lib/json.h"
+#include "lib/random.h"
 #include "lib/safetensors.h"
 
 const char *const lora_target_names[LORA_TARGETS] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
@@ -716,13 +717,8 @@ static int fresh_adapter(struct model *m, struct linear *l, void *ctx)
     int64_t r = th_size(l->lora_a->w, 0), in = th_size(l->lora_a->w, 1), shape[2] = {r, in};
     float *a = xmalloc((size_t)(r * in) * sizeof *a);
     uint64_t *state = ctx;
-    for (int64_t i = 0; i < r * in; i++) {
-        uint64_t z = (*state += 0x9e3779b97f4a7c15u); /* SplitMix64 (Steele, Lea, Flood 2014) */
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-        a[i] = (float)((2.0 * ((double)(z >> 11) * 0x1p-53) - 1) / sqrt((double)in));
-    }
+    for (int64_t i = 0; i < r * in; i++)
+        a[i] = (float)((2.0 * random_unit(state) - 1) / sqrt((double)in));
     size_t scope = th_scope_begin();
     int rc = th_copy_(l->lora_a->w, th_borrow(a, 2, shape, TH_F32));
     th_scope_end(scope);

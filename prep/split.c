@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "lib/pairs.h"
+#include "lib/random.h"
 #include "lib/tool.h"
 
 static const char *in, *out, *ratios = "70,20,10", *group_by, *mode = "strict", *steps, *parts_file;
@@ -58,15 +59,6 @@ struct group {
     size_t from, n; /* records, when sorted by key */
     uint64_t order; /* random */
 };
-
-/* SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). */
-static uint64_t random_u64(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
 
 /* Uniform in 0..n-1. */
 static uint64_t random_below(uint64_t *state, uint64_t n)

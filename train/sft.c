@@ -10,6 +10,7 @@
 
 #include "lib/curvelog.h"
 #include "lib/prompt.h"
+#include "lib/random.h"
 #include "lib/tool.h"
 #include "model/dataset.h"
 #include "model/dist.h"
@@ -117,14 +118,6 @@ struct trainer {
 
 /* ---- order: a pure function of seed and epoch, so that a resumed run needs no state ---- */
 
-static uint64_t splitmix(uint64_t *s)
-{
-    uint64_t z = (*s += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static void shuffle(struct trainer *tr, int64_t epoch)
 {
     if (tr->order_epoch == epoch)
@@ -133,7 +126,7 @@ static void shuffle(struct trainer *tr, int64_t epoch)
     for (size_t i = 0; i < tr->train.n; i++)
         tr->order[i] = i;
     for (size_t i = tr->train.n; i > 1; i--) {
-        size_t j = splitmix(&s) % i, x = tr->order[j];
+        size_t j = random_u64(&s) % i, x = tr->order[j];
         tr->order[j] = tr->order[i - 1];
         tr->order[i - 1] = x;
     }
