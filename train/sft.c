@@ -512,29 +512,36 @@ static double operations(const struct trainer *tr, const size_t *pos, size_t n)
     return sum;
 }
 
-/* The loss on val.json; NAN, and it stays owed, if a signal does not let it end. */
+/* The loss on val.json; NAN, and it stays owed, if a signal does not let it end.  Processes meet every few records, so that a signal to one of them, or
+ * the end of one, is known to all. */
 static int evaluate(struct trainer *tr, double *out)
 {
-    double sum[3] = {0, 0, 0}; /* losses, tokens, processes that were told to stop */
+    enum { ROUND = 8 };
+    const size_t size = (size_t)tr->env.size;
+    double sum[2] = {0, 0}; /* of losses, of tokens */
     int rc = ERR_OK;
-    for (size_t i = (size_t)tr->env.rank; i < tr->val.n && rc == ERR_OK; i += (size_t)tr->env.size) {
-        double loss;
-        size_t n;
-        if (stop_requested()) {
-            sum[2] = 1;
-            break;
+    tr->owed = false;
+    for (size_t from = 0; from < tr->val.n && !tr->owed; from += ROUND * size) {
+        double part[3] = {0, 0, 0}; /* ..., processes that were told to stop */
+        for (size_t i = from + (size_t)tr->env.rank; i < tr->val.n && i < from + ROUND * size && !stop_requested(); i += size) {
+            double loss;
+            size_t n;
+            if (model_loss(tr->m, &tr->val.v[i], 1, false, 1, &loss, &n) < 0)
+                return err_wrap("val.json: %s", tr->val.id[i]);
+            if (!isfinite(loss))
+                return err_set(ERR_FORMAT, "step %lld: the loss of record %s of val.json is not finite", (long long)tr->step, tr->val.id[i]);
+            part[0] += loss;
+            part[1] += (double)n;
         }
-        if ((rc = model_loss(tr->m, &tr->val.v[i], 1, false, 1, &loss, &n)) < 0)
-            return err_wrap("val.json: %s", tr->val.id[i]);
-        if (!isfinite(loss))
-            return err_set(ERR_FORMAT, "step %lld: the loss of record %s of val.json is not finite", (long long)tr->step, tr->val.id[i]);
-        sum[0] += loss;
-        sum[1] += (double)n;
+        part[2] = stop_requested();
+        if ((rc = dist_sum(tr->d, part, 3)) < 0)
+            return rc;
+        sum[0] += part[0];
+        sum[1] += part[1];
+        tr->owed = part[2] > 0;
     }
-    rc = dist_sum(tr->d, sum, 3);
-    tr->owed = sum[2] > 0;
     *out = tr->owed ? NAN : sum[0] / sum[1];
-    if (rc < 0 || tr->owed)
+    if (tr->owed)
         return rc;
     bool best = !(*out >= tr->best_loss);
     log_note("step %lld: loss on val.json %.4f%s", (long long)tr->step, *out, best && isfinite(tr->best_loss) ? ", the least so far" : "");

@@ -107,6 +107,15 @@ rows = [l.split(",") for l in open("cut/metrics.csv").read().splitlines()]
 assert rows[0][:3] == ["step", "epoch", "loss"] and [int(r[0]) for r in rows[1:]] == list(range(1, 13)), rows
 P
 
+# ---- a signal to one of two while they evaluate, which would take minutes
+port=$((port + 1))
+mkdir long-val && cp data/train.json long-val && python3 -c 'import json; json.dump(json.load(open("data/val.json")) * 1000, open("long-val/val.json", "w"))'
+for r in 0 1; do alone $r 2 timeout 60 "${sft[@]}" --data long-val --global-batch 4 --out due --eval-steps 1 --save-steps 0 --db none > out$r.txt 2> err$r.txt; done
+until_there due/metrics.csv
+sleep 0.5; pkill -TERM -P ${pid[1]} # timeout's child
+for r in 0 1; do wait ${pid[$r]}; rc=$?; [ $rc = 3 ] || fail "process $r ends with $rc after SIGTERM in an evaluation: $(cat err$r.txt)"; done
+grep -q '"evaluation_due": true' due/checkpoint-1/trainer_state.json || fail "the evaluation is not owed: $(cat due/checkpoint-1/trainer_state.json)"
+
 # ---- one that is killed ends all, and says who it was; nothing half is left
 port=$((port + 1))
 for r in 0 1 2; do alone $r 3 "${sft[@]}" --max-steps 4000 --out kill --db none > out$r.txt 2> err$r.txt; done
