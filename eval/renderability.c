@@ -399,12 +399,9 @@ static void count_reason(struct checking *c, const char *reason, bool whole)
     c->why[i].n++;
 }
 
-/* Counts a file by its line, be it of now or of an earlier start of this run. */
-static void account(struct checking *c, const struct file_entry *f, const char *text)
+/* Counts a file by its line, be it of now or of an earlier start of this run, and takes the line. */
+static void account(struct checking *c, const struct file_entry *f, json_t *line)
 {
-    json_t *line = NULL;
-    if (json_read_mem(f->path, text, strlen(text), &line) < 0)
-        return;
     const char *status = json_string_value(json_object_get(line, "status")), *reason = json_string_value(json_object_get(line, "reason"));
     const char *worker = json_string_value(json_object_get(line, "worker"));
     bool ok = json_is_true(json_object_get(line, "renderable"));
@@ -431,16 +428,11 @@ static int make_job(void *ctx, size_t i, struct buf *out)
 {
     struct checking *c = ctx;
     const char *path = c->files.v[i].path;
-    char *state, *result;
     buf_add(out, path, strlen(path) + 1);
-    if (!tool_item_current(c->tool, path, path, NULL))
-        return 0;
-    if (rundb_item_get(c->tool->db, path, &state, &result) == ERR_OK) {
-        account(c, &c->files.v[i], result);
-        free(state);
-        free(result);
-    }
-    return 1;
+    json_t *earlier = tool_item_earlier(c->tool, path, path, NULL);
+    if (earlier)
+        account(c, &c->files.v[i], earlier);
+    return earlier != NULL;
 }
 
 /* Fields of a file that gave none: no worker, or one that died. */
@@ -497,7 +489,7 @@ static int take(void *ctx, const struct isolate_result *r)
         }
         put_nothing(&j, r->end == ISOLATE_TIMEOUT ? "timeout" : "error", reason, r->error, r->seconds);
     }
-    account(c, &c->files.v[r->index], line.s);
+    account(c, &c->files.v[r->index], json_loads(line.s, 0, NULL));
     if (reason && !unread)
         tool_print(c->tool, "%s: %s\n", path, reason);
     int rc = tool_item(c->tool, &(struct run_item){.item = path, .state = unread ? "failed" : "done", .reason = reason,
@@ -526,7 +518,7 @@ static int no_file(struct checking *c, const char *path, const char *reason)
     jw_object(&j);
     jw_kv_str(&j, "file", path);
     put_nothing(&j, "error", reason, NULL, 0);
-    account(c, &(struct file_entry){.path = (char *)path, .rel = (char *)path_basename(path)}, line.s);
+    account(c, &(struct file_entry){.path = (char *)path, .rel = (char *)path_basename(path)}, json_loads(line.s, 0, NULL));
     int rc = tool_item(c->tool, &(struct run_item){.item = path, .state = "failed", .reason = reason, .result = line.s});
     buf_release(&line);
     return rc;

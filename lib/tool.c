@@ -245,6 +245,27 @@ bool tool_item_current(struct tool *t, const char *item, const char *input, cons
     return true;
 }
 
+/* *text: as it stands in the database. */
+static json_t *recorded(struct tool *t, const char *item, const char *input, const char *output, char **text)
+{
+    char *state;
+    json_t *j = NULL;
+    *text = NULL;
+    if (!t->db || !t->resumed || force || !rundb_item_current(t->db, item, input, output))
+        return NULL;
+    rundb_item_get(t->db, item, &state, text);
+    free(state);
+    return json_read_mem(item, *text, strlen(*text), &j) == ERR_OK ? j : NULL;
+}
+
+json_t *tool_item_recorded(struct tool *t, const char *item, const char *input, const char *output)
+{
+    char *text;
+    json_t *j = recorded(t, item, input, output, &text);
+    free(text);
+    return j;
+}
+
 json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output)
 {
     return tool_item_earlier_of(t, item, input, output, NULL, NULL);
@@ -252,24 +273,18 @@ json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, c
 
 json_t *tool_item_earlier_of(struct tool *t, const char *item, const char *input, const char *output, const char *key, const char *value)
 {
-    char *state, *result;
-    json_t *j = NULL;
-    if (!t->db || !t->resumed || force || !rundb_item_current(t->db, item, input, output))
-        return NULL;
-    rundb_item_get(t->db, item, &state, &result);
-    if (json_read_mem(item, result, strlen(result), &j) == ERR_OK && key) {
-        const char *was = json_string_value(json_object_get(j, key));
-        if (!was || strcmp(was, value)) {
-            json_decref(j);
-            j = NULL;
-        }
+    char *text;
+    json_t *j = recorded(t, item, input, output, &text);
+    const char *was = key ? json_string_value(json_object_get(j, key)) : NULL;
+    if (j && key && (!was || strcmp(was, value))) {
+        json_decref(j);
+        j = NULL;
     }
     if (j) {
         t->n_current++;
-        tool_json_line(t, result);
+        tool_json_line(t, text);
     }
-    free(state);
-    free(result);
+    free(text);
     return j;
 }
 

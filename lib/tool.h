@@ -79,7 +79,9 @@ int tool_item(struct tool *t, const struct run_item *item);
 /* True if the item was done by an earlier start of this run and still stands; then
  * it is counted, and its recorded result printed again under --json. */
 bool tool_item_current(struct tool *t, const char *item, const char *input, const char *output);
-/* Likewise, with the recorded result, for the caller's totals (json_decref() it); NULL: it is to be worked on. */
+/* What was recorded of such an item, which is neither counted nor printed (json_decref() it); NULL: it is to be worked on. */
+json_t *tool_item_recorded(struct tool *t, const char *item, const char *input, const char *output);
+/* Counted and printed, for the caller's totals. */
 json_t *tool_item_earlier(struct tool *t, const char *item, const char *input, const char *output);
 /* The same where, moreover, the string `key` of that result is `value`: a digest of what else the item was made of. */
 json_t *tool_item_earlier_of(struct tool *t, const char *item, const char *input, const char *output, const char *key, const char *value);

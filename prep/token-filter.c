@@ -64,18 +64,13 @@ static int scan(struct filter *f)
     while ((rc = pairs_next(f->reader, &p)) > 0) {
         ARRAY_GROW(f->v, f->cap, f->n + 1);
         f->v[f->n] = (struct record){.offset = p.offset, .tokens = -1};
-        if (f->tool->resumed && !f->tool->force && f->tool->db) {
-            char *item = item_name(p.index, &p), *state = NULL, *result = NULL;
-            if (rundb_item_current(f->tool->db, item, in, NULL) &&
-                rundb_item_get(f->tool->db, item, &state, &result) == ERR_OK) {
-                json_t *j = json_loads(result, 0, NULL);
-                f->v[f->n].known = json_is_integer(json_object_get(j, "tokens"));
-                if (f->v[f->n].known)
-                    f->v[f->n].tokens = json_integer_value(json_object_get(j, "tokens"));
-                json_decref(j);
-            }
-            free(state);
-            free(result);
+        if (f->tool->resumed) {
+            char *item = item_name(p.index, &p);
+            json_t *earlier = tool_item_recorded(f->tool, item, in, NULL), *tokens = json_object_get(earlier, "tokens");
+            f->v[f->n].known = json_is_integer(tokens);
+            if (f->v[f->n].known)
+                f->v[f->n].tokens = json_integer_value(tokens);
+            json_decref(earlier);
             free(item);
         }
         f->n++;
