@@ -26,7 +26,7 @@ with Browser(program, folder) as b:
     check(b.js("document.activeElement.id") == "caption", "the caption has the focus")
     b.key("Enter")
     check("Type what" in b.js("document.getElementById('says').textContent"), "an empty caption is not sent")
-    b.type("A round washer with a square hole.")
+    b.type("A round disc with a square hole.")
     b.key("Enter")
     b.wait("document.getElementById('text').textContent.length > 200", patience)
     seen = b.js("document.getElementById('text').textContent")
