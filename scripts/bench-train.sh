@@ -39,6 +39,7 @@ else
 fi
 ours 2x16384-again "${big[@]}" --steps 5
 ours 2x16384-fp8 "${big[@]}" --steps 5 --precision fp8 --profile
+ours 2x4096-fp8 --model $shape --batch-size 2 --length 4096 --precision fp8
 ours 2x16384-low "${big[@]}" --steps 3 --memory low
 ours pairs --model $shape --batch-size 8 --lengths "$out/pairs.lengths" --steps 6 --warm 6
 ours small-full --model configs/shapes/small --method full --optimizer adamw --batch-size 50 --length 2048
