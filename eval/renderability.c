@@ -470,7 +470,7 @@ static int take(void *ctx, const struct isolate_result *r)
     struct checking *c = ctx;
     const char *path = c->files.v[r->index].path, *reason = r->error;
     bool unread = r->end == ISOLATE_OK && r->code < 0;
-    char text[64];
+    char text[4200];
     struct buf line = BUF_INIT;
     struct jw j = JW_INIT(&line);
     jw_object(&j);
@@ -486,6 +486,9 @@ static int take(void *ctx, const struct isolate_result *r)
             reason = text;
         } else if (c->reference) { /* what it says of a child that dies */
             reason = unread ? "file_not_found" : "no_json_output";
+        } else if (unread) {
+            snprintf(text, sizeof text, "cannot_read: %s", r->error);
+            reason = text;
         }
         put_nothing(&j, r->end == ISOLATE_TIMEOUT ? "timeout" : "error", reason, r->error, r->seconds);
     }

@@ -464,7 +464,7 @@ static int walk(struct file_list *l, const char *dir, const char *rel, const cha
         struct stat st;
         if (type == DT_UNKNOWN && lstat(path, &st) == 0)
             type = S_ISDIR(st.st_mode) ? DT_DIR : S_ISLNK(st.st_mode) ? DT_LNK : S_ISREG(st.st_mode) ? DT_REG : DT_FIFO;
-        if (type == DT_LNK && stat(path, &st) == 0 && S_ISREG(st.st_mode))
+        if (type == DT_LNK && (stat(path, &st) == 0 ? S_ISREG(st.st_mode) : suffixes != NULL)) /* one to nothing is a file that cannot be read */
             type = DT_REG;
         if (type == DT_REG && wanted(e->d_name, suffixes)) {
             push(l, path, sub);

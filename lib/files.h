@@ -83,8 +83,9 @@ struct file_list {
 };
 /* Adds path itself if a file, or every file below it whose name ends (in any
  * case) in one of the NULL-terminated suffixes (NULL: every file).  Dot-files
- * and symbolic links to directories are skipped.  Sorted by rel.  A missing path
- * is ERR_IO; a directory without such files adds nothing. */
+ * and symbolic links to directories are skipped; a link to nothing is added, if
+ * suffixes are asked for, as a file that cannot be read.  Sorted by rel.  A missing
+ * path is ERR_IO; a directory without such files adds nothing. */
 int file_list_add(struct file_list *l, const char *path, const char *const *suffixes);
 void file_list_release(struct file_list *l);
 /* Keeps shard i of n (1-based): every n-th entry of the sorted list. */

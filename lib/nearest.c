@@ -16,8 +16,8 @@ typedef double v4 __attribute__((vector_size(32), aligned(8)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
 
-/* Boxes of up to eight children, about the tree's centre, a little too wide for what single precision
- * loses.  A child is a node, or a leaf with LEAF_BIT; an empty one has a box infinitely far. */
+/* Boxes of up to eight children, about the tree's centre and in units of its radius, a little too wide for what
+ * single precision loses.  A child is a node, or a leaf with LEAF_BIT; an empty one has a box infinitely far. */
 struct node {
     float lo[3][WIDE], hi[3][WIDE];
     uint32_t child[WIDE];
@@ -30,7 +30,8 @@ struct kdtree {
     struct node *node;
     struct leaf *leaf;
     uint32_t n_nodes, n_leaves;
-    double centre[3], radius;
+    double centre[3], scale; /* 1 / radius */
+    uint32_t n;
     double *xyz; /* the points as given, for guesses */
 };
 
@@ -71,9 +72,9 @@ static uint32_t make_leaf(struct building *b, size_t lo, size_t hi)
     for (size_t k = 0; k < LEAF; k++) {
         bool there = lo + k < hi;
         uint32_t i = there ? b->order[lo + k] : 0;
-        l->x[k] = there ? (float)(b->xyz[3 * (size_t)i] - t->centre[0]) : INFINITY;
-        l->y[k] = there ? (float)(b->xyz[3 * (size_t)i + 1] - t->centre[1]) : INFINITY;
-        l->z[k] = there ? (float)(b->xyz[3 * (size_t)i + 2] - t->centre[2]) : INFINITY;
+        l->x[k] = there ? (float)((b->xyz[3 * (size_t)i] - t->centre[0]) * t->scale) : INFINITY;
+        l->y[k] = there ? (float)((b->xyz[3 * (size_t)i + 1] - t->centre[1]) * t->scale) : INFINITY;
+        l->z[k] = there ? (float)((b->xyz[3 * (size_t)i + 2] - t->centre[2]) * t->scale) : INFINITY;
         l->index[k] = i;
     }
     return LEAF_BIT | t->n_leaves++;
@@ -106,8 +107,8 @@ static void divide(struct building *b, uint32_t me, int slot, int times, size_t 
         struct node *nd = &t->node[me];
         nd->child[slot] = child;
         for (int d = 0; d < 3; d++) {
-            nd->lo[d][slot] = (float)(min[d] - t->centre[d] - 1e-6 * t->radius);
-            nd->hi[d][slot] = (float)(max[d] - t->centre[d] + 1e-6 * t->radius);
+            nd->lo[d][slot] = (float)((min[d] - t->centre[d]) * t->scale - 1e-6);
+            nd->hi[d][slot] = (float)((max[d] - t->centre[d]) * t->scale + 1e-6);
         }
         return;
     }
@@ -137,14 +138,16 @@ struct kdtree *kdtree_build(const double *xyz, size_t n)
 {
     struct kdtree *t = xcalloc(1, sizeof *t);
     struct building b = {.t = t, .xyz = xyz, .order = xmalloc(n * sizeof *b.order)};
-    double min[3], max[3];
+    double min[3], max[3], radius = 0;
     for (size_t i = 0; i < n; i++)
         b.order[i] = (uint32_t)i;
     box_of(&b, 0, n, min, max);
     for (int d = 0; d < 3; d++) {
-        t->centre[d] = (min[d] + max[d]) / 2;
-        t->radius = max[d] - min[d] > t->radius ? max[d] - min[d] : t->radius;
+        t->centre[d] = min[d] / 2 + max[d] / 2;
+        radius = max[d] - min[d] > radius ? max[d] - min[d] : radius;
     }
+    t->n = (uint32_t)n;
+    t->scale = radius > 1e-290 ? 1 / radius : 1;
     t->node = xmalloc((n / 4 + 2) * sizeof *t->node); /* a half has at least 16 points, a node two children */
     t->leaf = xmalloc((n / 16 + 2) * sizeof *t->leaf);
     t->xyz = xmalloc(n * 3 * sizeof *t->xyz);
@@ -194,16 +197,17 @@ static inline __attribute__((always_inline)) double extreme(const double *d2, bo
 #endif
 }
 
-/* What is searched for: about the tree's centre also, and how much is to be added to squared distances in single precision. */
+/* What is searched for: as it is, and in the tree's units; and how much is to be added to squared distances there. */
 struct query {
     const double *x;
     float near[3], slack;
 };
 
-/* No squared distance in single precision of a point as near as bound is above it. */
-static inline float limit_of(double bound, float slack)
+/* In the tree's units: no squared distance in single precision of a point as near as bound is above it. */
+static inline float limit_of(const struct kdtree *t, double bound, float slack)
 {
-    return bound < 1e38 ? (float)bound * 1.0001f + slack : INFINITY;
+    double limit = bound * t->scale * t->scale;
+    return limit < 1e38 ? (float)limit * 1.0001f + slack : INFINITY;
 }
 
 static inline __attribute__((always_inline)) void take(const struct kdtree *t, const double *x, bool many, uint32_t index, struct found *f)
@@ -229,7 +233,7 @@ static inline __attribute__((always_inline)) void take(const struct kdtree *t, c
 static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree *t, const struct leaf *l, const struct query *q, bool many,
                                                             struct found *f)
 {
-    float limit = limit_of(f->bound, q->slack);
+    float limit = limit_of(t, f->bound, q->slack);
     uint32_t near = 0;
     for (uint32_t h = 0; h < LEAF; h += WIDE) {
         v8 dx = *(const v8 *)(l->x + h) - q->near[0], dy = *(const v8 *)(l->y + h) - q->near[1], dz = *(const v8 *)(l->z + h) - q->near[2];
@@ -274,12 +278,19 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
         uint32_t child;
     } stack[MAX_STACK];
     struct query q = {.x = x};
-    float off = (float)t->radius;
+    float off = 1;
     for (int d = 0; d < 3; d++) {
-        q.near[d] = (float)(x[d] - t->centre[d]);
+        q.near[d] = (float)((x[d] - t->centre[d]) * t->scale);
         off += fabsf(q.near[d]);
     }
     q.slack = off * off * 1e-9f; /* (a + e)^2 < 1.0001 a^2 + 10001 e^2, e < 2e-7 off */
+    if (!(off < 1e15f && t->scale < 1e150 && t->scale > 1e-150)) { /* so far away, so large or so small, that squares overflow: one by one */
+        for (uint32_t i = 0; i < t->n; i++)
+            take(t, x, many, i, f);
+        if (f->index[0] == UINT32_MAX) /* none is nearer than infinitely far */
+            f->index[0] = 0;
+        return;
+    }
     int depth = 0;
     if (!t->n_nodes) {
         scan_leaf(t, &t->leaf[0], &q, many, f);
@@ -292,15 +303,14 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
         } else {
             const struct node *nd = &t->node[at];
             v8 d = to_boxes(nd, q.near);
-            double bound = f->bound;
+            const float bound = limit_of(t, f->bound, 0) < 3e38f ? limit_of(t, f->bound, 0) : 3e38f;
             int first = depth;
 #ifdef __AVX__
-            float limit = bound < 3e38 ? (float)(bound * (1 + 1e-6)) : 3e38f;
-            for (unsigned m = (unsigned)_mm256_movemask_ps((__m256)(d < limit)); m; m &= m - 1) {
+            for (unsigned m = (unsigned)_mm256_movemask_ps((__m256)(d < bound)); m; m &= m - 1) {
                 int k = __builtin_ctz(m);
 #else
             for (int k = 0; k < WIDE; k++) {
-                if (!(d[k] < bound && d[k] < INFINITY))
+                if (!(d[k] < bound))
                     continue;
 #endif
                 stack[depth].d2 = d[k];
@@ -320,7 +330,7 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
             if (!depth)
                 return;
             depth--;
-        } while (stack[depth].d2 >= f->bound);
+        } while (stack[depth].d2 >= limit_of(t, f->bound, 0));
         at = stack[depth].child;
     }
 }
@@ -390,7 +400,7 @@ static __attribute__((noinline)) double search_kept(const struct kdtree *t, cons
     f->room = sqrt(found.bound);
     int at;
     double d2 = extreme(found.d2, false, &at);
-    f->index = found.index[at];
+    f->index = found.index[at] == UINT32_MAX ? 0 : found.index[at]; /* q is not finite */
     f->near = sqrt(d2);
     return d2;
 }

@@ -65,6 +65,14 @@ for name in ("best", "original"):
     assert [total[k] for k in ("n_total", "n_ok", "n_pred_failed", "n_truth_failed", "n_degenerate", "n_no_pred", "n_no_truth")] == [9, 3, 3, 1, 1, 1, 1], total
     assert c["flat"]["scd_two_sided"] > 100 * c["same"]["noise"] and c["two_solids"]["scd"] < 2 * c["same"]["noise"], c["flat"]
 PY
+# A link to nothing is a file, too, and none of the others' business.
+mkdir links && cp "$sample" links/a.step && ln -s no/such links/b.step
+for mode in strict reference; do
+    "$BIN/renderability" --db none --json -q --mode $mode links > out 2> err; [ $? -eq 1 ] || fail "renderability of a link to nothing, $mode: exit $?"
+    grep -q '"total":2,"renderable":1,"not_renderable":1.*"failure_reasons":{"\(cannot_read\|file_not_found\)":1}' out || fail "$mode: $(tail -n 1 out)"
+done
+"$BIN/chamfer" --db none --json -q --truth "$sample" --pred links > out 2> err; [ $? -eq 1 ] || fail "chamfer of a link to nothing: exit $?"
+tail -n 1 out | grep -q '"n_total":2,"n_ok":1,"n_pred_failed":1' || fail "$(tail -n 1 out)"
 for tool in renderability complete-ratio entity-stats; do
     "$BIN/$tool" --db none empty > out 2> err; [ $? -eq 3 ] && grep -q 'empty: holds no file' err || fail "$tool of an empty folder: $(cat err)"
 done

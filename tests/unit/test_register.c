@@ -110,6 +110,67 @@ static void followed_queries_stay_exact(void **state)
     free(q);
 }
 
+static void sizes_and_distances_may_be_extreme(void **state)
+{
+    (void)state;
+    static const double sizes[] = {1e-300, 1e-160, 1e-20, 1, 1e20, 1e30, 1e150, 1e160, 1e300}, away[] = {0, 1e3, 1e12, 1e18, 1e40, 1e140};
+    enum { N = 500, M = 20 };
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (size_t w = 0; w < sizeof away / sizeof *away; w++) {
+            double *p = block(N, 8, sizes[s], 0), *q = block(M, 9, sizes[s], sizes[s] * away[w]), d2[M], e2[M];
+            if (w == 5)
+                q[0] = NAN, q[4] = INFINITY;
+            uint32_t index[M];
+            memset(index, 0xff, sizeof index);
+            struct kdtree *t = kdtree_build(p, N);
+            struct kdtree_followed *f = kdtree_followed_new(M);
+            kdtree_nearest(t, q, M, index, d2);
+            for (int round = 0; round < 3; round++) {
+                kdtree_follow(t, q, M, NULL, INFINITY, NULL, f, e2);
+                for (size_t i = 0; i < M; i++) {
+                    double best, second;
+                    brute(p, N, q + 3 * i, &best, &second);
+                    assert_in_range(index[i], 0, N - 1);
+                    assert_in_range(f[i].index, 0, N - 1);
+                    if (best < 1e300 && best > 1e-300) {
+                        assert_true(fabs(d2[i] - best) <= 1e-12 * best);
+                        assert_true(fabs(e2[i] - best) <= 1e-12 * best);
+                    }
+                }
+                for (size_t i = 0; i < 3 * M; i++)
+                    q[i] *= 1 + 1e-3 * round;
+                memset(index, 0xff, sizeof index);
+                kdtree_nearest(t, q, M, index, d2);
+            }
+            kdtree_free(t);
+            free(f);
+            free(p);
+            free(q);
+        }
+}
+
+static void alignments_of_extreme_clouds_end(void **state)
+{
+    (void)state;
+    static const double sizes[] = {1e-200, 1e-30, 1, 1e30, 1e100, 1e200};
+    enum { N = 300 };
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int spike = 0; spike < 3; spike++) {
+            double *g = block(N, 10, 1, 0), *p = block(N, 11, sizes[s], 0);
+            if (spike) /* one point far away */
+                p[3 * spike] = spike == 1 ? 1e30 : -1e300;
+            struct reg_reference r;
+            struct reg_best b;
+            reg_reference(p, N, g, N, 3, &r);
+            free(p);
+            p = block(N, 11, sizes[s], 0);
+            reg_reference(g, N, p, N, 3, &r);
+            reg_best(p, N, g, N, 0.1, &b);
+            free(g);
+            free(p);
+        }
+}
+
 static void a_grid_finds_points_nearby(void **state)
 {
     (void)state;
@@ -254,6 +315,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nearest_is_nearest),
         cmocka_unit_test(followed_queries_stay_exact),
+        cmocka_unit_test(sizes_and_distances_may_be_extreme),
+        cmocka_unit_test(alignments_of_extreme_clouds_end),
         cmocka_unit_test(a_grid_finds_points_nearby),
         cmocka_unit_test(matches_are_the_nearest_features),
         cmocka_unit_test(the_best_alignment_finds_any_motion_and_size),
