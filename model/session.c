@@ -6,7 +6,6 @@
 #include "lib/err.h"
 #include "lib/files.h"
 #include "lib/prompt.h"
-#include "lib/safetensors.h"
 
 static const char *trained(const struct session_options *o)
 {
@@ -79,20 +78,6 @@ static int no_room(const struct session_options *o, enum th_device device)
                                err_set(ERR_NOMEM, "%s: the weights do not fit into memory", o->model);
 }
 
-static int digest_adapter(const struct session_options *o, struct session *s)
-{
-    struct st *f;
-    char *path = path_join(o->adapter, "adapter_model.safetensors");
-    int rc = st_open(path, &f);
-    free(path);
-    if (rc < 0)
-        return rc;
-    uint64_t digest = st_digest(f);
-    s->digest = fnv1a(s->digest, &digest, sizeof digest);
-    st_close(f);
-    return ERR_OK;
-}
-
 int session_open(const struct session_options *o, struct session *s)
 {
     int rc = session_open_library(o, s);
@@ -112,7 +97,7 @@ int session_open(const struct session_options *o, struct session *s)
         return err_set(ERR_FORMAT, "tokenizer and model do not fit: %d ids, %lld rows", (int)tok_n_ids(s->tok), (long long)s->m->cfg.vocab);
     s->digest = model_digest(s->m);
     if (o->adapter && (rc = lora_load(s->m, o->adapter, false, NULL)) == ERR_OK)
-        rc = digest_adapter(o, s);
+        s->digest = fnv1a(s->digest, &s->m->adapter_digest, sizeof s->m->adapter_digest);
     if (rc == ERR_OK && o->adapter && !o->unmerged)
         rc = lora_merge(s->m);
     return rc;

@@ -857,6 +857,8 @@ int lora_load(struct model *m, const char *dir, bool trained, struct lora_config
         rc = each_adapter(m, &c, read_adapter, &ld);
     if (rc == ERR_OK && c.embeddings)
         rc = read_embeddings(m, &ld);
+    if (rc == ERR_OK)
+        m->adapter_digest = st_digest(ld.file);
     model_train_reset(m);
     if (rc < 0)
         rc = err_wrap("adapter %s", dir);

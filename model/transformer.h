@@ -82,6 +82,7 @@ struct model {
     bool profile;            /* time the phases of model_loss() */
     struct train *train;     /* of train.c */
     struct st *file;         /* the weights' mapping */
+    uint64_t adapter_digest; /* of the file that lora_load() has read; 0: none */
     /* Called by the backward pass when it has queued the last of its work on the gradients of a layer's parameters
      * (those of the last layer: of what follows it, too); NULL: not. */
     void (*layer_done)(void *ctx, int64_t layer);
