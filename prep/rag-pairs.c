@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "lib/csv.h"
 #include "lib/pairs.h"
@@ -56,14 +57,28 @@ static int by_id(const void *a, const void *b)
     return strcmp(((const struct entry *)a)->id, ((const struct entry *)b)->id);
 }
 
-static bool is_true(const char *s)
+/* 1: yes; 0: no; -1: it is neither. */
+static int truth(const char *s)
 {
-    return !strcmp(s, "True") || !strcmp(s, "true") || !strcmp(s, "1");
+    if (!strcasecmp(s, "true") || !strcmp(s, "1"))
+        return 1;
+    return !strcasecmp(s, "false") || !strcmp(s, "0") || !*s ? 0 : -1;
 }
 
 static int fail_item(struct work *w, const char *item, const char *reason)
 {
     return tool_item(w->t, &(struct run_item){.item = item, .state = "failed", .reason = reason});
+}
+
+/* A row that is none: the others are read on. */
+static int fail_row(struct work *w)
+{
+    const char *text = err_text(), *colon = strstr(text, ": ");
+    char *item = xstrndup(text, colon ? (size_t)(colon - text) : strlen(text)), *reason = xasprintf("bad_row: %s", colon ? colon + 2 : text);
+    int rc = fail_item(w, item, reason);
+    free(item);
+    free(reason);
+    return rc < 0 ? rc : 1;
 }
 
 static int by_text(const void *a, const void *b)
@@ -97,9 +112,18 @@ static int read_captions(struct work *w)
         return rc;
     if ((rc = id = csv_column(c, "model_id")) >= 0 && (rc = ok = csv_column(c, "isDescribable")) >= 0)
         rc = text = csv_column(c, "description");
-    size_t no_text = 0;
-    while (rc >= 0 && (rc = csv_next(c, &row)) > 0) {
-        if (!is_true(row.field[ok]) || !*row.field[text]) {
+    size_t no_text = 0, unknown = 0, first_unknown = 0;
+    while (rc >= 0 && (rc = csv_next(c, &row)) != 0) {
+        if (rc == ERR_FORMAT) {
+            rc = fail_row(w);
+            continue;
+        }
+        if (rc < 0)
+            break;
+        int able = truth(row.field[ok]);
+        if (able < 0 && !unknown++)
+            first_unknown = row.line;
+        if (able <= 0 || !*row.field[text]) {
             no_text++;
             continue;
         }
@@ -126,6 +150,9 @@ static int read_captions(struct work *w)
         }
     }
     w->n = kept;
+    if (unknown)
+        log_warn("%s: isDescribable is neither True nor False in %zu rows, which are left out; the first begins on line %zu", captions_csv,
+                 unknown, first_unknown);
     log_note("%zu captions, %zu rows that are not describable left out", w->n, no_text);
     return w->n ? rc : err_set(ERR_FORMAT, "%s: holds no describable caption", captions_csv);
 }

@@ -43,6 +43,12 @@ grep -q 'p.json.faiss: of other captions, or by another encoder' err || fail "no
 printf 'id,text\n1,a\n' > bad.csv; rm p.json
 pairs bad.csv; [ $? -eq 3 ] || fail "missing columns: exit"
 grep -q 'bad.csv: has no column model_id' err || fail "missing columns: $(cat err)"
+# a row that is none costs itself alone; what is neither True nor False is told
+printf 'model_id,isDescribable,description\n01,TRUE,"a plate, flat"\n02,True\n03,true,a rod\n04,maybe,a ball\n09,1,"a cone\n' > odd.csv
+pairs odd.csv; [ $? -eq 1 ] && [ "$(got)" = "01:03 03:01" ] || fail "odd rows: $(got)"
+grep -q 'odd.csv:3: bad_row: the row has 2 fields, the header 3' err && grep -q 'odd.csv:6: bad_row: a quote is not closed' err &&
+    grep -q 'neither True nor False in 1 rows.* line 5' err || fail "odd rows: $(cat err)"
+rm p.json
 mkdir enc; echo '{"architectures":["RobertaModel"]}' > enc/config.json
 pairs c.csv enc; [ $? -eq 3 ] || fail "another architecture: exit"
 grep -q "architecture 'RobertaModel' is not supported" err || fail "another architecture: $(cat err)"
