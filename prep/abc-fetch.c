@@ -177,6 +177,8 @@ static int read_list(struct chunk_list *l)
         }
     }
     char *rest = text.s;
+    if (text.n >= 3 && !memcmp(rest, "\xef\xbb\xbf", 3)) /* editors put it there */
+        rest += 3;
     for (char *line; rc == ERR_OK && (line = strsep(&rest, "\n"));) {
         line_number++;
         if ((rc = parse_line(l, line)) < 0)

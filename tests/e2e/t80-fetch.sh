@@ -220,7 +220,8 @@ get 3 'list:1: ' "ftp://x/$n0 $n0"
 get 3 'list:1: .*no name of a chunk' "$url/x ../../$n0"
 get 3 'list:1: .*64 hex' "$url/$n0 $n0 sha256=abc"
 get 3 'list:1: .*not known' "$url/$n0 $n0 sise=3"
-cp list root/list.txt; echo "$url/$n0 $n0" > root/list.txt
+get 0 '' "$(printf '\xef\xbb\xbf#')" $'\r' "$(printf '  %s\t%s  \r' "$url/$n0" "$n0")"; same 0
+echo "$url/$n0 $n0" > root/list.txt
 rm -rf out r.db*; "$BIN/abc-fetch" --chunks 0 --list "$url/list.txt" --out out --db r.db 2> err > res || fail "a list by URL"
 same 0
 get 3 'HTTP status 404' "$url/$n0 $n0" -- --list "$url/none.txt"
