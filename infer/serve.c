@@ -112,7 +112,7 @@ static struct server {
     struct part **parts;         /* [keep], a ring */
     size_t next_part;
     bool stopping, ending, draws;
-    char name[200], folder[64];
+    char name[200], *folder;
 } sv = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .draw = PTHREAD_COND_INITIALIZER, .last = &sv.first};
 
 static void job_unref(struct job *j) /* under the lock */
@@ -1030,7 +1030,6 @@ static int open_http(void)
 static int serve(void)
 {
     pthread_t drawer;
-    char folder[] = "/tmp/step-llm-serve-XXXXXX";
     bool drawing = false;
     int64_t most = sv.s.m->cfg.max_positions;
     max_tokens = max_tokens < most ? max_tokens : most;
@@ -1038,9 +1037,8 @@ static int serve(void)
     int rc = engine_new(sv.s.m, &o, &sv.e);
     if (rc < 0)
         return rc == ERR_NOMEM ? err_wrap("%lld sequences of %lld tokens: lower --batch or --max-tokens", (long long)batch, (long long)max_tokens) : rc;
-    if (!mkdtemp(folder))
-        return err_set(ERR_IO, "%s: %s", folder, strerror(errno));
-    memcpy(sv.folder, folder, sizeof folder);
+    if (!(sv.folder = temp_dir("step-llm-serve")))
+        return ERR_IO;
     sv.parts = xcalloc((size_t)keep, sizeof *sv.parts);
     sv.draws = sibling_there("step-render");
     signal(SIGPIPE, SIG_IGN);
@@ -1092,6 +1090,7 @@ out:
         }
     free(sv.parts);
     remove_tree(sv.folder);
+    free(sv.folder);
     log_note("%lld requests served, %lld refused, %lld cancelled", (long long)sv.n_served, (long long)sv.n_refused, (long long)sv.n_cancelled);
     return rc;
 }

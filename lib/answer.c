@@ -2,7 +2,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "lib/err.h"
 #include "lib/files.h"
@@ -65,10 +64,10 @@ void answer_examine(const char *path, double seconds, struct answer *a)
 
 int answer_draw(const char *path, int size, double seconds, const char *png, const char *glb)
 {
-    char dir[] = "/tmp/step-llm-draw-XXXXXX", pixels[16];
+    char *dir = temp_dir("step-llm-draw"), pixels[16];
     int code = 0;
-    if (!mkdtemp(dir))
-        return err_set(ERR_IO, "%s: cannot be made", dir);
+    if (!dir)
+        return ERR_IO;
     char *stem = path_stem(path), *in = path_join(dir, stem), *shot = path_join(in, "oblique.png"), *mesh = path_join(in, "model.glb");
     snprintf(pixels, sizeof pixels, "%d", size);
     int rc = sibling_run("step-render", (const char *[]){path, "--out", dir, "--views", "1", "--size", pixels, glb ? "--glb" : "--no-glb",
@@ -87,6 +86,7 @@ int answer_draw(const char *path, int size, double seconds, const char *png, con
     } else {
         remove_tree(dir);
     }
+    free(dir);
     free(mesh);
     free(shot);
     free(in);

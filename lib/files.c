@@ -257,6 +257,17 @@ int remove_tree(const char *dir)
     return remove_at(AT_FDCWD, dir) == 0 ? ERR_OK : errno_set(dir);
 }
 
+char *temp_dir(const char *name)
+{
+    const char *in = getenv("TMPDIR");
+    char *dir = xasprintf("%s/%s-XXXXXX", in && *in ? in : "/tmp", name);
+    if (mkdtemp(dir))
+        return dir;
+    errno_set(dir);
+    free(dir);
+    return NULL;
+}
+
 /* The part of path, opened and locked: its descriptor, or -1 with errno. */
 static int open_part(const char *dir, const char *base, char **tmp)
 {

@@ -53,6 +53,8 @@ bool path_has_suffix(const char *path, const char *suffix); /* ".step": case-ins
 const char *path_unsafe(const char *rel);
 int mkdir_p(const char *dir);
 int remove_tree(const char *dir);              /* rm -r; missing is fine; never follows links */
+/* A new folder in TMPDIR (/tmp), readable by its owner alone: the caller's, who removes and frees it.  NULL: the error is set. */
+char *temp_dir(const char *name);
 
 /* ---- atomic writing ---- */
 struct atomic_file {

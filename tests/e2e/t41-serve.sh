@@ -7,9 +7,10 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 needs="serve sft"
 . "$root/tests/e2e/with_tiny_model.sh"
 
+mkdir tmp
 # up ARGUMENTS: starts it and waits for its address
 up() {
-    "$BIN/serve" --model tiny --port 0 -j2 --db run.db "$@" > out.txt 2> err.txt & pid=$!
+    TMPDIR=$PWD/tmp "$BIN/serve" --model tiny --port 0 -j2 --db run.db "$@" > out.txt 2> err.txt & pid=$!
     for i in $(seq 200); do url=$(head -n 1 out.txt) A=${url}v1/completions; [ -n "$url" ] && return; kill -0 $pid 2> /dev/null || break; sleep 0.1; done
     fail "serve $* does not start: $(cat err.txt)"
 }
@@ -102,8 +103,7 @@ wait $last
 grep -q 'data: \[DONE\]' last.txt || fail "a running request was cut: $(tail -c 300 last.txt)"
 [ "$(sqlite3 run.db "SELECT state FROM runs WHERE tool='serve'")" = done ] || fail "the run is not recorded as done"
 [ "$(sqlite3 run.db "SELECT count(*) FROM items WHERE state='done'")" -ge 1000 ] || fail "requests are not recorded"
-ls -d /tmp/step-llm-serve-* 2> /dev/null | while read -r d; do [ -O "$d" ] && [ -n "$(find "$d" -newer arch/config.json)" ] && echo "$d"; done > left
-[ ! -s left ] || [ -n "$(pgrep -x serve)" ] || fail "a folder is left: $(cat left)"
+[ -z "$(ls tmp)" ] || fail "left in TMPDIR: $(ls tmp)"
 
 up --batch 2 --max-waiting 10 --grammar off
 code 400 "this server has --grammar off" -H "$J" -d '{"prompt":"x","grammar":"part21"}' "$A"
