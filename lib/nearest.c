@@ -178,6 +178,7 @@ struct found {
     uint32_t index[KDTREE_KEPT];
     double bound; /* d2[last] */
     int last;
+    float limit;  /* of bound: limit_of() */
 };
 
 /* The least of KDTREE_KEPT (or with `greatest` that) and where it is. */
@@ -203,11 +204,11 @@ struct query {
     float near[3], slack;
 };
 
-/* In the tree's units: no squared distance in single precision of a point as near as bound is above it. */
-static inline float limit_of(const struct kdtree *t, double bound, float slack)
+/* In the tree's units: no squared distance of a point as near as bound is above it; in single precision, none above it and slack. */
+static inline float limit_of(const struct kdtree *t, double bound)
 {
     double limit = bound * t->scale * t->scale;
-    return limit < 1e38 ? (float)limit * 1.0001f + slack : INFINITY;
+    return limit < 1e37 ? (float)limit * 1.0001f : 1e37f;
 }
 
 static inline __attribute__((always_inline)) void take(const struct kdtree *t, const double *x, bool many, uint32_t index, struct found *f)
@@ -228,12 +229,13 @@ static inline __attribute__((always_inline)) void take(const struct kdtree *t, c
         f->d2[0] = f->bound = d2;
         f->index[0] = index;
     }
+    f->limit = limit_of(t, f->bound);
 }
 
 static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree *t, const struct leaf *l, const struct query *q, bool many,
                                                             struct found *f)
 {
-    float limit = limit_of(t, f->bound, q->slack);
+    float limit = f->limit + q->slack;
     uint32_t near = 0;
     for (uint32_t h = 0; h < LEAF; h += WIDE) {
         v8 dx = *(const v8 *)(l->x + h) - q->near[0], dy = *(const v8 *)(l->y + h) - q->near[1], dz = *(const v8 *)(l->z + h) - q->near[2];
@@ -291,6 +293,7 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
             f->index[0] = 0;
         return;
     }
+    f->limit = limit_of(t, f->bound);
     int depth = 0;
     if (!t->n_nodes) {
         scan_leaf(t, &t->leaf[0], &q, many, f);
@@ -303,14 +306,14 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
         } else {
             const struct node *nd = &t->node[at];
             v8 d = to_boxes(nd, q.near);
-            const float bound = limit_of(t, f->bound, 0) < 3e38f ? limit_of(t, f->bound, 0) : 3e38f;
+            const float limit = f->limit;
             int first = depth;
 #ifdef __AVX__
-            for (unsigned m = (unsigned)_mm256_movemask_ps((__m256)(d < bound)); m; m &= m - 1) {
+            for (unsigned m = (unsigned)_mm256_movemask_ps((__m256)(d < limit)); m; m &= m - 1) {
                 int k = __builtin_ctz(m);
 #else
             for (int k = 0; k < WIDE; k++) {
-                if (!(d[k] < bound))
+                if (!(d[k] < limit))
                     continue;
 #endif
                 stack[depth].d2 = d[k];
@@ -330,7 +333,7 @@ static inline __attribute__((always_inline)) void search(const struct kdtree *t,
             if (!depth)
                 return;
             depth--;
-        } while (stack[depth].d2 >= limit_of(t, f->bound, 0));
+        } while (stack[depth].d2 >= f->limit);
         at = stack[depth].child;
     }
 }

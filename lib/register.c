@@ -894,8 +894,7 @@ void reg_reference(double *p, size_t n_p, const double *g, size_t n_g, uint32_t 
     uint32_t *index = no_guesses(n_g), before = UINT32_MAX;
     double *d2 = xmalloc((n_g + 1) * sizeof *d2);
     for (size_t i = 0; i < n_p; i++)
-        if (at.of[i].index < n_g) /* a point that is no number has none */
-            index[at.of[i].index] = (uint32_t)i;
+        index[at.of[i].index] = (uint32_t)i;
     for (size_t k = 0; k < n_g; k++) { /* each is near the one before */
         size_t i = fg.order[k];
         index[i] = index[i] == UINT32_MAX ? before : index[i];
