@@ -11,6 +11,7 @@
 
 #include "lib/isolate.h"
 #include "lib/part.h"
+#include "lib/random.h"
 #include "lib/tool.h"
 #include "shim/occt.h"
 #include "shim/occt_build.h"
@@ -39,18 +40,9 @@ struct gen {
     int next;
 };
 
-/* Sebastiano Vigna's splitmix64. */
-static uint64_t mix(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static double unit(struct gen *g)
 {
-    return (double)(mix(&g->rng) >> 11) * 0x1p-53;
+    return random_unit(&g->rng);
 }
 
 static bool chance(struct gen *g, double p)
@@ -1551,8 +1543,8 @@ static int check_extents(const struct gen *g, const struct occ_part_info *info)
 static int attempt(struct gen *g, int64_t part, int try, struct buf *to, const struct family **family, struct occ_part_info *info)
 {
     g->rng = (uint64_t)seed;
-    g->rng = mix(&g->rng) ^ (uint64_t)part;
-    g->rng = mix(&g->rng) ^ (uint64_t)try;
+    g->rng = random_u64(&g->rng) ^ (uint64_t)part;
+    g->rng = random_u64(&g->rng) ^ (uint64_t)try;
     g->n_points = g->n_loops = g->n_sizes = g->n_extents = 0;
     occ_build_clear(g->b);
     buf_clear(&g->plain);
@@ -1672,23 +1664,6 @@ static char *step_path(const char *id)
     return xasprintf("%s/steps/%s.step", out, id);
 }
 
-/* The caption of a part that an earlier start of this run made. */
-static char *recorded_caption(struct tool *t, const char *id)
-{
-    char *state = NULL, *result = NULL, *caption_text = NULL;
-    if (t->db && rundb_item_get(t->db, id, &state, &result) == ERR_OK && result) {
-        json_t *j;
-        if (json_read_mem(id, result, strlen(result), &j) == ERR_OK) {
-            const char *s = json_string_value(json_object_get(j, "caption"));
-            caption_text = s ? xstrdup(s) : NULL;
-            json_decref(j);
-        }
-    }
-    free(state);
-    free(result);
-    return caption_text;
-}
-
 static int make_job(void *ctx, size_t index, struct buf *to)
 {
     struct run *r = ctx;
@@ -1699,9 +1674,12 @@ static int make_job(void *ctx, size_t index, struct buf *to)
             return 1;
     } else {
         char *path = step_path(id);
-        bool current = tool_item_current(r->t, id, NULL, path);
+        json_t *earlier = tool_item_earlier(r->t, id, NULL, path);
+        const char *caption = json_string_value(json_object_get(earlier, "caption"));
+        r->captions[index] = caption ? xstrdup(caption) : NULL;
+        json_decref(earlier);
         free(path);
-        if (current && (r->captions[index] = recorded_caption(r->t, id)) != NULL)
+        if (caption)
             return 1;
     }
     struct job job;
