@@ -1156,6 +1156,8 @@ int step_parse(const char *name, const char *text, size_t n, unsigned flags, str
     size_t guess = n < (size_t)4 << 20 ? n / 64 + 8 : 65536;
     ARRAY_GROW(f->v, ps.cap, guess);
     ARRAY_GROW(f->refs, ps.ref_cap, guess * 2);
+    if (ps.reals)
+        ARRAY_GROW(f->reals, ps.real_cap, guess * 2);
     int rc = parse_all(&ps, flags);
     buf_release(&ps.joined);
     if (rc == ERR_OK)
