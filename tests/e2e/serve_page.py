@@ -39,6 +39,7 @@ with Browser(program, folder) as b:
     check(text.startswith(seen) and text.rstrip().endswith("END-ISO-10303-21;"), "the whole text is there")
     if b.js("document.getElementById('none').textContent"):
         check(False, "no picture: " + b.js("document.getElementById('none').textContent"))
+    b.wait(PIXELS + ".share > 0.05", 30)  # drawn with the next frame
     p = b.js(PIXELS)
     check(0.05 < p["share"] < 0.9 and p["colours"] > 20, f"the part is drawn: {p}")
     box = b.js("(r => [r.x + r.width / 2, r.y + r.height / 2])(document.getElementById('view').getBoundingClientRect())")
