@@ -12,7 +12,7 @@
  * (In 8 bits, m->fp8, W is kept as e4m3 by rows for the forward product and by columns for the backward one, a scale for each; activations
  * and gradients are brought to e4m3 row by row as they are made.  The adapter's columns are there, too, but as two of e4m3 each, which
  * have bfloat16's 8 bits together: three columns a rank, as quantize_beside() says.  u, du and the adapters' gradients are bfloat16's.
- * The first and the last layer stay as they are: see in_8_bits().)
+ * The first two layers and the last stay as they are: see in_8_bits().)
  *
  * A and sB are copied anew before each pass.  When all weights are trained W is where the optimiser keeps
  * them, one after the other.
@@ -220,12 +220,12 @@ static int64_t beside(const struct model *m, int64_t n_cols, int64_t ranks)
     return ranks ? (n_cols + 3 * ranks + multiple - 1) / multiple * multiple - n_cols : 0;
 }
 
-/* Most of what rounding activations to 8 bits costs comes from the first layer, whose error all others see, and some from the last, which has
+/* Most of what rounding activations to 8 bits costs comes from the first layers, whose error all others see, and some from the last, which has
  * nothing after it that makes up for its own (docs/benchmarks.md, 'Correctness at this size'). */
 static bool in_8_bits(const struct model *m, int64_t layer)
 {
     int64_t n = m->cfg.n_layers;
-    return m->fp8 && (n <= 2 || (layer > 0 && layer < n - 1));
+    return m->fp8 && (n <= 3 || (layer > 1 && layer < n - 1));
 }
 
 static struct tk tk_of(const struct model *m)

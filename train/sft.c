@@ -69,7 +69,7 @@ static struct opt options[] = {
     {.name = "logging-steps", .type = OPT_INT, .value = &logging_steps, .arg = "N", .help = "report every N steps", .min = 1, .max = 1e9, .flags = OPT_NO_KEY},
     {.name = "curves", .type = OPT_FLAG, .value = &curves, .help = "write OUT/metrics.csv and OUT/tensorboard/", .flags = OPT_NO_KEY},
     {.name = "on-spike", .type = OPT_STR, .value = &on_spike, .choices = "warn|skip|stop", .help = "a step whose loss is over three times the average plus one: say which record, make no step, end"},
-    {.name = "precision", .type = OPT_STR, .value = &precision, .choices = "bf16|fp8", .help = "fp8: frozen weights, but for the first and the last layer's, and what they are multiplied with in 8 bits, a scale a row: 1.2 times the speed, nearly the same loss (for CUDA; a CPU imitates it, slowly)"},
+    {.name = "precision", .type = OPT_STR, .value = &precision, .choices = "bf16|fp8", .help = "fp8: frozen weights, but for those of the first two layers and the last, and what they are multiplied with in 8 bits, a scale a row: 1.2 times the speed, nearly the same loss (for CUDA; a CPU imitates it, slowly)"},
     {.name = "memory", .type = OPT_STR, .value = &memory, .choices = "auto|low|high", .help = "activations kept for the backward pass: what there is room for; each layer's input alone, half more time; all"},
     {.name = "device", .type = OPT_STR, .value = &device_name, .choices = "auto|cpu|cuda", .help = "where to compute"},
     {.name = "dtype", .type = OPT_STR, .value = &dtype_name, .choices = "auto|float32|bfloat16", .help = "of weights and activations (auto: bfloat16 on CUDA)"},
