@@ -88,7 +88,7 @@ load all 50
 files=$(ls /proc/$pid/fd | wc -l) memory=$(awk '/VmRSS/ { print $2 }' /proc/$pid/status)
 load all 1000
 load gone
-for i in $(seq 100); do [ "$(ls /proc/$pid/fd | wc -l)" -le $((files + 3)) ] && break; sleep 0.1; done
+for i in $(seq 600); do [ "$(ls /proc/$pid/fd | wc -l)" -le $((files + 3)) ] && break; sleep 0.1; done
 [ "$(ls /proc/$pid/fd | wc -l)" -le $((files + 3)) ] || fail "descriptors leak: $files, then $(ls /proc/$pid/fd | wc -l)"
 grown=$(($(awk '/VmRSS/ { print $2 }' /proc/$pid/status) - memory))
 case $BIN in *sanitize*) most=800000 ;; *) most=60000 ;; esac # AddressSanitizer keeps what was freed for a while
