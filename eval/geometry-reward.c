@@ -72,7 +72,8 @@ static int score(struct tool *t, struct reward *r)
     double sum = 0, seconds = 0;
     struct reward_item *items = NULL;
     struct reward_score *out = NULL;
-    int rc = path_is_dir(truth) || !path_exists(truth) ? err_set(ERR_IO, "%s: no such file", truth) : score_files(&l, candidates);
+    int rc = path_is_dir(truth) ? err_set(ERR_IO, "%s: is a folder; one true part is due for all candidates", truth)
+             : !path_exists(truth) ? err_set(ERR_IO, "%s: no such file", truth) : score_files(&l, candidates);
     if (rc == ERR_OK && !l.n)
         rc = err_set(ERR_IO, "%s: holds no .step or .stp file", candidates);
     if (rc < 0)

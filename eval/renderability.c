@@ -142,10 +142,6 @@ out:
 
 /* ---- strict: the shape ---- */
 
-/* The reader bridges any gap by a larger tolerance, with which BRepCheck is then content; as a share
- * of the diagonal.  Real files stay below a hundredth of this. */
-#define MAX_TOLERANCE 0.01
-
 static void check_shape(const struct part *p, struct reasons *r)
 {
     if (p->status == PART_EXCEPTION)
@@ -172,7 +168,7 @@ static void check_shape(const struct part *p, struct reasons *r)
     double d = 0;
     for (int k = 0; k < 3; k++)
         d += (p->box[k + 3] - p->box[k]) * (p->box[k + 3] - p->box[k]);
-    if (p->tolerance > MAX_TOLERANCE * sqrt(d))
+    if (part_gaps(p))
         add_reason(r, "gap: edges or vertices %g mm apart", p->tolerance);
     if (p->checked && !p->valid)
         add_reason(r, "invalid: %s", p->invalid);

@@ -116,7 +116,7 @@ static void put_part(struct jw *j, const char *key, const struct part *p, bool r
     jw_kv_int(j, "faces", p->n_faces);
     if (!reference) {
         jw_kv_bool(j, "closed", p->n_shells && p->n_closed_shells == p->n_shells);
-        jw_kv_bool(j, "valid", p->checked && p->valid);
+        jw_kv_bool(j, "valid", p->checked && p->valid && !part_gaps(p));
         jw_kv_real(j, "volume", p->volume);
         jw_kv_real(j, "area", p->area);
     }

@@ -1,5 +1,6 @@
 #include "lib/part.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "lib/err.h"
@@ -113,6 +114,14 @@ int part_decode(const char *data, size_t n, struct part *out)
         return ERR_OK;
     part_release(out);
     return err_set(ERR_FORMAT, "a result of %zu bytes is cut short", n);
+}
+
+bool part_gaps(const struct part *p)
+{
+    double d2 = 0;
+    for (int k = 0; k < 3; k++)
+        d2 += (p->box[k + 3] - p->box[k]) * (p->box[k + 3] - p->box[k]);
+    return p->tolerance > 0.01 * sqrt(d2);
 }
 
 void part_release(struct part *p)

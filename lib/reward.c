@@ -129,7 +129,7 @@ static int take(void *ctx, const struct isolate_result *res)
 static double hardened(struct reward *r, const struct part *truth, const struct part *pred, struct reward_score *s)
 {
     s->closed = pred->n_shells && pred->n_closed_shells == pred->n_shells && !pred->n_loose_shells;
-    s->valid = pred->checked && pred->valid;
+    s->valid = pred->checked && pred->valid && !part_gaps(pred);
     s->volume_ratio = pred->volume / truth->volume;
     double v = fmin(s->volume_ratio, 1 / s->volume_ratio);
     if (!pred->n_solids || !(pred->min_solid_volume > 0) || !(v > 0)) {

@@ -9,7 +9,7 @@
  *           to the lower bound, 0 from the upper, linear between.
  * hardened: what cannot be had for less than the true shape.  Of the best alignment at true size the
  *           worse direction counts (a bounding box covers the truth, but not the reverse), times 1/2
- *           for topology that is not closed and valid, times the volume ratio (the smaller over the
+ *           for topology that is not closed and valid or has gaps (part_gaps()), times the volume ratio (the smaller over the
  *           larger, free from 0.9 on).  Nothing without a solid of positive volume.
  *
  * A candidate that cannot be read, hangs, crashes or gives no number scores 0 with its reason.  A
@@ -52,7 +52,7 @@ struct reward_score {
     char reason[160];    /* "" if ok */
     double reward;
     double scd, scd_two_sided, worse; /* NAN when not ok; worse: of the two directions */
-    bool closed, valid;  /* hardened */
+    bool closed, valid;  /* hardened; valid: and without gaps */
     double volume_ratio; /* hardened; else NAN */
 };
 

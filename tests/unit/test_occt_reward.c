@@ -98,6 +98,31 @@ static void the_part_earns_all_and_others_less(void **state)
     free_files(&f);
 }
 
+static void a_gap_that_the_reader_bridges_is_no_validity(void **state)
+{
+    struct fixture f;
+    make_files(state, &f);
+    /* A vertex far from its edges: OpenCASCADE takes a tolerance that covers the gap, and finds the part valid. */
+    char *whole = xstrndup(f.text[0], f.n[0]), *vertex = strstr(whole, "VERTEX_POINT('',#");
+    assert_non_null(vertex);
+    char *id = xasprintf("#%ld=CARTESIAN_POINT('',(", strtol(vertex + 17, NULL, 10)), *point = strstr(whole, id);
+    assert_non_null(point);
+    char *x = point + strlen(id), *torn = xasprintf("%.*s7.%s", (int)(x - whole), whole, x + strcspn(x, ","));
+    struct reward *r = open_reward(true, 30);
+    struct reward_item items[2] = {{.truth = f.truth, .name = "whole", .text = whole, .n = f.n[0]},
+                                   {.truth = f.truth, .name = "torn", .text = torn, .n = strlen(torn)}};
+    struct reward_score s[2];
+    assert_int_equal(reward_batch(r, items, 2, s), ERR_OK);
+    assert_true(s[0].valid && s[0].reward > 0.999);
+    assert_int_equal(s[1].status, REWARD_OK);
+    assert_true(!s[1].valid && s[1].reward <= 0.5);
+    reward_close(r);
+    free(whole);
+    free(torn);
+    free(id);
+    free_files(&f);
+}
+
 static void one_that_hangs_or_crashes_costs_only_itself(void **state)
 {
     struct fixture f;
@@ -163,6 +188,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST_IN_DIR(the_part_earns_all_and_others_less),
+        TEST_IN_DIR(a_gap_that_the_reader_bridges_is_no_validity),
         TEST_IN_DIR(one_that_hangs_or_crashes_costs_only_itself),
         TEST_IN_DIR(a_truth_that_cannot_be_read_is_no_fault_of_the_candidate),
         cmocka_unit_test(what_is_not_a_number_earns_nothing),
