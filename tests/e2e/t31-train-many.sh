@@ -86,7 +86,7 @@ alone() { # rank size command...: a process as launch.sh starts it, in the backg
     local r=$1 n=$2; shift 2
     RANK=$r LOCAL_RANK=$r WORLD_SIZE=$n LOCAL_WORLD_SIZE=$n MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$@" & pid[$r]=$!
 }
-until_there() { for i in $(seq 500); do [ -e "$1" ] && return; sleep 0.02; done; fail "$1 does not come: $(cat err?.txt)"; }
+until_there() { for i in $(seq 3000); do [ -e "$1" ] && return; sleep 0.02; done; fail "$1 does not come: $(cat err?.txt)"; }
 pid=()
 for r in 0 1 2; do alone $r 3 "${sft[@]}" --max-steps 400 --out stop --db none > out$r.txt 2> err$r.txt; done
 until_there stop/checkpoint-4

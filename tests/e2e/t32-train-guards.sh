@@ -159,7 +159,7 @@ expect 2 "--out again/metrics.csv: is no folder" "${lora[@]}" --data data --out 
 mkdir long-val && cp data/train.json long-val && python3 -c 'import json; json.dump(json.load(open("data/val.json")) * 300, open("long-val/val.json", "w"))'
 eval=("${lora[@]}" --out stopped --max-steps 4 --eval-steps 2 --save-steps 0 --batch-size 2 --accumulation 1 --device cpu)
 "${eval[@]}" --data long-val 2> stopped.txt & pid=$!
-for i in $(seq 500); do grep -q '^1,' stopped/metrics.csv 2> /dev/null && break; sleep 0.02; done
+for i in $(seq 3000); do grep -q '^1,' stopped/metrics.csv 2> /dev/null && break; sleep 0.02; done
 expect 2 "--out stopped: another sft is at work there" "${eval[@]}" --data data
 sleep 0.3; kill -TERM $pid; wait $pid; rc=$?
 [ $rc = 3 ] && grep -q 'stopped by a signal after step 2 of 4, which is saved' stopped.txt || fail "a signal during the evaluation: $rc $(cat stopped.txt)"
