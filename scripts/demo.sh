@@ -2,11 +2,12 @@
 # The whole pipeline on the small sample, on the CPU.  Run by `make demo`, which has fetched and built
 # all that is needed.  Safe to repeat: what is done is not done again, unless the sample or the model changed.
 #
-#   scripts/demo.sh        MAKE= the make program, B= the build folder
+#   scripts/demo.sh        MAKE= the make program, B= the build folder, DB= the run database (runs/runs.db)
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
 make=${MAKE:-make}
-b=${B:-build}
+report=$(dirname "$db")/report.html
 work=datasets/work/demo
 adapter=runs/demo-adapter # (runs/demo is where make train MODEL=demo leaves one of yours)
 longest=6000 # tokens: what the data may have at most (configs/demo.conf); a part that goes on will not end
@@ -43,12 +44,12 @@ evaluate models/demo "demo base model"
 evaluate $adapter "demo base model + adapter"
 
 step "4/4  One sentence of our own"
-"$b/bin/generate" --model models/demo --adapter $adapter --caption "A round flange with six bolt holes." --out runs/demo-part -q
+tool generate --model models/demo --adapter $adapter --caption "A round flange with six bolt holes." --out runs/demo-part -q
 
 step "Result, after $(took "$start")"
-"$b/bin/report" --format html --out runs/report.html
-"$b/bin/report" --table scores
+"$b/report" --db "$db" --format html --out "$report"
+"$b/report" --db "$db" --table scores
 echo
-echo "Pictures, curves and every part beside the truth:  $PWD/runs/report.html"
+echo "Pictures, curves and every part beside the truth:  $(realpath "$report")"
 echo "The scores of each part:                           $PWD/runs/demo-scores.txt"
 echo "The part from a sentence, and its picture:         $PWD/runs/demo-part"
