@@ -5,8 +5,8 @@
 // A step reads every weight once; nothing else is large.  So every kernel begins to read its weights (cp.async, each lane for
 // itself, into its own places of a ring in shared memory) while the kernel before it still works (programmatic dependent launch),
 // and waits for it only then.  For that, blocks of two kernels have to fit into a multiprocessor side by side, but not two of one
-// kernel, or one multiprocessor would do the work of two: the row products take more than half of the shared memory, the residual
-// ones more than half of the registers.
+// kernel, or one multiprocessor would do the work of two: the row products take more than half of the shared memory, and the residual
+// ones begin beside them, where one fits.  (Of 32 tokens the registers are full, and nothing begins early.)
 //
 // Products are mma.m16n8k16: 16 rows of weights by up to 8 tokens, so that 8 tokens cost what one does.
 //
@@ -120,14 +120,16 @@ struct product {
     const float *scale;
     const void *x;
     const void *add[3];      // qkv: biases, or NULL; out and down: the next norm's weights
-    int k, tiles, layer, mark;
+    const float *extra;      // qkv and gate-up: an adapter's part, [16 tiles][NC], or NULL
+    int k, pitch, tiles, layer, mark; // pitch: numbers from a row to the next
+    int parts;               // out: attention's parts are added up here
 };
 
 // What the columns and rows of a product mean is known when it is compiled: K is an enum dk_kind.
 __host__ __device__ __forceinline__ int chunks_of(const product &p, bool fp8) { return fp8 ? (p.k + 63) / 64 : (p.k + 31) / 32; }
 
 // Rows g and g + 8 of a tile: where they begin; NULL where there is none.
-template <int K> __host__ __device__ __forceinline__ void tile_rows(const dk_model &m, const void *const (&w)[3], int k, int tile, int g,
+template <int K> __host__ __device__ __forceinline__ void tile_rows(const dk_model &m, const void *const (&w)[3], int pitch, int tile, int g,
                                                                    const uint16_t *&a, const uint16_t *&b)
 {
     const uint16_t *from = (const uint16_t *)w[0], *second = from;
@@ -148,21 +150,21 @@ template <int K> __host__ __device__ __forceinline__ void tile_rows(const dk_mod
         int i = turned ? in * 8 + g : in * 16 + g, j = turned ? i + m.head_dim / 2 : i + 8;
         ra = first + i;
         rb = first + j;
-        a = i < (turned ? m.head_dim / 2 : m.head_dim) ? from + (int64_t)ra * k : nullptr;
-        b = j < m.head_dim && (!turned || i < m.head_dim / 2) ? from + (int64_t)rb * k : nullptr;
+        a = i < (turned ? m.head_dim / 2 : m.head_dim) ? from + (int64_t)ra * pitch : nullptr;
+        b = j < m.head_dim && (!turned || i < m.head_dim / 2) ? from + (int64_t)rb * pitch : nullptr;
         return;
     } else {
         ra = tile * 16 + g;
         rb = ra + 8;
         n = K == DK_HEAD ? m.rows : m.d;
     }
-    a = ra < n ? from + (int64_t)ra * k : nullptr;
-    b = rb < n ? second + (int64_t)rb * k : nullptr;
+    a = ra < n ? from + (int64_t)ra * pitch : nullptr;
+    b = rb < n ? second + (int64_t)rb * pitch : nullptr;
 }
 
 // The weights that a warp wants, chunk by chunk (16 rows by 32 columns, or by 64 of e4m3: 1 KB), slices of tiles gridDim.x
 // apart.  Each lane copies what it will use itself: 16 bytes of row g and of row g + 8, g = lane / 4; the two lie 512 bytes apart.
-template <int K, bool FP8, int SLICES, int WARPS> struct feed {
+template <int K, bool FP8, int SLICES, int WARPS, int GROUPS = 1> struct feed {
     const dk_model &m;
     const product &p;
     int chunks, tile, slice, at, to, lane;
@@ -170,11 +172,12 @@ template <int K, bool FP8, int SLICES, int WARPS> struct feed {
     int na, nb;
 
     __device__ __forceinline__ feed(const dk_model &m_, const product &p_)
-        : m(m_), p(p_), chunks(chunks_of(p_, FP8)), tile((int)blockIdx.x), slice((int)threadIdx.x >> 5), at(0), to(0),
+        : m(m_), p(p_), chunks(chunks_of(p_, FP8)), tile((int)(blockIdx.x + threadIdx.x / (WARPS * 32) * gridDim.x)), slice(warp_of()), at(0), to(0),
           lane((int)threadIdx.x & 31), a(nullptr), b(nullptr), na(0), nb(0)
     {
         begin();
     }
+    __device__ __forceinline__ static int warp_of() { return (int)(threadIdx.x >> 5) % WARPS; } // of its group
     __device__ __forceinline__ void begin()
     {
         while (tile < p.tiles) {
@@ -194,7 +197,7 @@ template <int K, bool FP8, int SLICES, int WARPS> struct feed {
             b = a + 512;
         } else {
             const uint16_t *ra, *rb;
-            tile_rows<K>(m, p.w, p.k, tile, lane >> 2, ra, rb);
+            tile_rows<K>(m, p.w, p.pitch, tile, lane >> 2, ra, rb);
             na = ra ? 16 : 0;
             nb = rb ? 16 : 0;
             int skip = at * 32 + (lane & 3) * 8;
@@ -205,8 +208,8 @@ template <int K, bool FP8, int SLICES, int WARPS> struct feed {
     __device__ __forceinline__ void advance()
     {
         if ((slice += WARPS) >= SLICES) {
-            slice = (int)threadIdx.x >> 5;
-            tile += (int)gridDim.x;
+            slice = warp_of();
+            tile += GROUPS * (int)gridDim.x;
         }
     }
     __device__ __forceinline__ bool more() const { return tile < p.tiles; }
@@ -306,11 +309,11 @@ __device__ __forceinline__ void mark([[maybe_unused]] const dk_work &w, [[maybe_
 }
 
 // Threads of whole warps, eight a column, for what is done with sums of rows.
-template <int NC> __device__ __forceinline__ bool mine(int &row, int &col)
+template <int NC> __device__ __forceinline__ bool mine(int tid, int &row, int &col)
 {
-    row = threadIdx.x & 7;
-    col = threadIdx.x >> 3;
-    return threadIdx.x < (NC < 4 ? 32 : NC * 8);
+    row = tid & 7;
+    col = tid >> 3;
+    return tid < (NC < 4 ? 32 : NC * 8);
 }
 
 __device__ __forceinline__ int padded(int n) { return (n + 63) / 64 * 64; }
@@ -342,7 +345,7 @@ template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __gr
     let_next_begin();
     int row, col, tile = blockIdx.x, i;
     mark(w, 0, 0);
-    if (mine<NC>(row, col)) {
+    if (mine<NC>((int)threadIdx.x, row, col)) {
         bool here = col < w.step->cols;
         float a = 0, b = 0;
         i = tile * 16 + row;
@@ -356,9 +359,12 @@ template <int NC> __global__ void __launch_bounds__(256) embed_kernel(const __gr
     mark(w, 0, 2);
 }
 
+// Groups of eight warps in a block, each at a tile of its own: 8-bit weights of one column are as much work as they are traffic.
+template <int NC, bool FP8, int K> __host__ __device__ constexpr int groups_of() { return NC == 1 && FP8 ? 2 : 1; }
+
 // Chunks that a warp has under way, and whether a warp of the row products keeps its columns of x in registers, by NC.
 template <int NC, bool FP8> struct depth {
-    static constexpr int rows = NC <= 16 ? 12 : 20, sums = NC == 1 ? 5 : NC == 8 && !FP8 ? 3 : 2;
+    static constexpr int rows = NC == 1 ? 14 : NC <= 16 ? 12 : 20, out = NC == 1 ? 5 : NC == 8 && !FP8 ? 3 : 2, down = NC == 32 && !FP8 ? 3 : out;
     static constexpr bool in_registers = NC >= 8;
 };
 // 32 columns each that a warp can keep in registers: of models up to 2,048 wide, and of wider ones, which take the registers that the next
@@ -369,20 +375,21 @@ template <int NC> __host__ __device__ constexpr int most_held() { return NC <= 1
 template <int NC, bool FP8> __host__ __device__ constexpr int sum_slot() { return 1024 + (FP8 ? 2 : 1) * (NC < 8 ? 64 : NC * 64); }
 
 // Whole rows, a slice a warp: q, k and v; gate and up; the head.  A block takes its share of the tiles one after the other.
-template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(ROW_THREADS, 1) rows_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
+template <int NC, bool FP8, int K, int HELD, int G> __global__ void __maxnreg__(G == 2 ? 72 : NC == 16 && K == DK_GATE_UP && HELD == 8 ? 128 : 255) rows_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
                                                                                               const __grid_constant__ product p)
 {
 #ifdef HOPPER
-    enum { NT = NC < 8 ? 1 : NC / 8, D = depth<NC, FP8>::rows, J = FP8 ? 2 : 1, RED = ROW_SLICES * NC * RED_PITCH };
+    enum { NT = NC < 8 ? 1 : NC / 8, D = depth<NC, FP8>::rows / G, J = FP8 ? 2 : 1, RED = ROW_SLICES * NC * RED_PITCH };
     constexpr bool held = depth<NC, FP8>::in_registers;
     SHARED_MEMORY(smem);
     mark(w, p.mark, 0);
-    float *red = (float *)(smem + ROW_SLICES * D * 1024), *squares = red + 2 * RED; // [SQUARES][NC]
+    float *squares = (float *)(smem + G * ROW_SLICES * D * 1024) + 2 * G * RED; // [SQUARES][NC]
     unsigned char *xs = (unsigned char *)(squares + SQUARES * NC);
-    int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8);
+    int all = threadIdx.x, group = all / ROW_THREADS, tid = all % ROW_THREADS, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8);
     int first = chunks * warp / ROW_SLICES, per = chunks * (warp + 1) / ROW_SLICES - first;
-    unsigned char *ring = smem + warp * D * 1024;
-    feed<K, FP8, ROW_SLICES, ROW_SLICES> f(m, p);
+    float *red = (float *)(smem + G * ROW_SLICES * D * 1024) + 2 * group * RED;
+    unsigned char *ring = smem + (group * ROW_SLICES + warp) * D * 1024;
+    feed<K, FP8, ROW_SLICES, ROW_SLICES, G> f(m, p);
     int in = 0, out = 0;
     auto fetch = [&] {
         if (f.more()) {
@@ -396,9 +403,25 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
         fetch();
     let_next_begin();
     const dk_step &step = *w.step;
+    const bool alone = NC == 32; // no block has begun beside the kernel before: what that wrote is asked for first
+    if (alone) {
+        wait_for_last();
+        mark(w, p.mark, 1);
+    }
+    uint4 xr[held ? HELD : 1][NT];
+    const uint4 *x = (const uint4 *)p.x;
+    auto hold_x = [&] {
+#pragma unroll
+        for (int i = 0; i < (held ? HELD : 1); i++)
+#pragma unroll
+            for (int t = 0; t < NT; t++)
+                xr[i][t] = i < per * J ? __ldcg(x + ((first * J + i) * NT + t) * 32 + lane) : make_uint4(0, 0, 0, 0);
+    };
+    if (alone && held)
+        hold_x();
     int cols = step.cols, keep = step.keep_logits;
     int row, col;
-    bool here = mine<NC>(row, col) && col < cols;
+    bool some = mine<NC>(tid, row, col), here = some && col < cols;
     // q, k, v: where the column's keys and values go
     int pos = 0;
     uint16_t *page = nullptr;
@@ -431,41 +454,44 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
                             : page + (int64_t)(kv - m.kv_heads) * (2 * DK_PAGE * m.hd) + DK_PAGE * m.hd + pos % DK_PAGE + i * DK_PAGE;
         }
     };
-    ask(blockIdx.x);
-    wait_for_last();
-    mark(w, p.mark, 1);
+    float2 more = make_float2(0, 0);
+    auto ask_more = [&](int u) {
+        if (K != DK_HEAD && p.extra && here && u < p.tiles)
+            more = make_float2(__ldcg(p.extra + (int64_t)(u * 16 + row) * NC + col), __ldcg(p.extra + (int64_t)(u * 16 + row + 8) * NC + col));
+    };
+    ask((int)(blockIdx.x + group * gridDim.x));
+    if (!alone) {
+        wait_for_last();
+        mark(w, p.mark, 1);
+    }
+    ask_more((int)(blockIdx.x + group * gridDim.x));
     // the vectors, and what each column's 1 / rms is made of, all asked for at once
     float square = 0;
-    if (tid < SQUARES * NC && tid % NC < cols) {
+    if (all < SQUARES * NC && all % NC < cols) {
         int parts = (m.d + 15) / 16;
 #pragma unroll 16
-        for (int i = tid / NC; i < parts; i += SQUARES)
-            square += __ldcg(w.sumsq + i * NC + tid % NC);
+        for (int i = all / NC; i < parts; i += SQUARES)
+            square += __ldcg(w.sumsq + i * NC + all % NC);
     }
-    uint4 xr[held ? HELD : 1][NT];
-    const uint4 *x = (const uint4 *)p.x;
     if (held) {
-#pragma unroll
-        for (int i = 0; i < (held ? HELD : 1); i++)
-#pragma unroll
-            for (int t = 0; t < NT; t++)
-                xr[i][t] = i < per * J ? __ldcg(x + ((first * J + i) * NT + t) * 32 + lane) : make_uint4(0, 0, 0, 0);
+        if (!alone)
+            hold_x();
     } else {
         uint4 *to = (uint4 *)xs;
         int each = cols * 4, n = chunks * J * each;
         if (cols == NC)
 #pragma unroll 8
-            for (int i = tid; i < n; i += ROW_THREADS)
+            for (int i = all; i < n; i += G * ROW_THREADS)
                 to[i] = __ldcg(x + i);
         else
 #pragma unroll 4
-            for (int i = tid; i < n; i += ROW_THREADS) {
+            for (int i = all; i < n; i += G * ROW_THREADS) {
                 int at = i / each * (NC * 4) + i % each;
                 to[at] = __ldcg(x + at);
             }
     }
-    if (tid < SQUARES * NC)
-        squares[tid] = square;
+    if (all < SQUARES * NC)
+        squares[all] = square;
     __syncthreads();
     float rstd = 0;
     if (here) {
@@ -480,7 +506,9 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
     // A tile in every gridDim.x is a block's: 430 tokens/s at batch 1 on an H200, where tiles that went to who asked first had 414 and
     // neighbouring ones 422.
     bool second = false;
-    for (int u = blockIdx.x; u < p.tiles; u += gridDim.x, second = !second, red = second ? red + RED : red - RED) {
+    for (int base = blockIdx.x; base < p.tiles; base += G * gridDim.x, second = !second, red = second ? red + RED : red - RED) {
+        int u = base + group * (int)gridDim.x;
+        bool real = G == 1 || u < p.tiles; // the last tile may be one group's alone
         float acc[NT][4];
 #pragma unroll
         for (int t = 0; t < NT; t++)
@@ -491,7 +519,8 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
             out = out + 1 == D ? 0 : out + 1;
             fetch();
         };
-        if (held) {
+        if (!real) {
+        } else if (held) {
 #pragma unroll
             for (int i = 0; i < (held ? HELD / J : 1); i++)
                 if (i < per)
@@ -502,7 +531,7 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
         }
         put_sums<NC>(red + warp * NC * RED_PITCH, RED_PITCH, acc);
         __syncthreads(); // one a tile: red is two, and who writes the first again has met those who have read it
-        if (!here)
+        if (!here || !real)
             continue;
         float a = 0, b = 0;
 #pragma unroll
@@ -512,6 +541,10 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
         }
         a *= FP8 ? rstd * by.x : rstd;
         b *= FP8 ? rstd * by.y : rstd;
+        if (K != DK_HEAD) {
+            a = fmaf(rstd, more.x, a);
+            b = fmaf(rstd, more.y, b);
+        }
         if (K == DK_QKV) {
             a += add.x;
             b += add.y;
@@ -532,9 +565,10 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
                 }
             }
         }
-        ask(u + (int)gridDim.x);
+        ask(u + G * (int)gridDim.x);
+        ask_more(u + G * (int)gridDim.x);
     }
-    if (K == DK_HEAD && mine<NC>(row, col)) {
+    if (K == DK_HEAD && some) {
 #pragma unroll
         for (int o = 4; o; o >>= 1) {
             float y = __shfl_xor_sync(~0u, best, o);
@@ -545,7 +579,7 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
             }
         }
         if (here && row == 0)
-            *(float2 *)(w.best + ((int64_t)blockIdx.x * NC + col) * 2) = make_float2(best, __uint_as_float((uint32_t)id));
+            *(float2 *)(w.best + ((int64_t)(blockIdx.x * G + group) * NC + col) * 2) = make_float2(best, __uint_as_float((uint32_t)id));
     }
     mark(w, p.mark, 2);
 #endif
@@ -554,13 +588,24 @@ template <int NC, bool FP8, int K, int HELD> __global__ void __launch_bounds__(R
 // ---- attention ----
 
 // Of a column's head, a warp's lane HD / 32 dimensions: the parts' sums, each brought to the largest maximum, in their order.  A
-// part that a column sees nothing of changes nothing.
-template <int HD> __device__ __forceinline__ void add_parts(const float2 *ml, const float *v, int parts, float (&o)[HD / 32])
+// part that a column sees nothing of changes nothing.  ASKED parts are asked for at once, the first of them with the maxima.
+template <int HD, int ASKED> __device__ __forceinline__ void add_parts(const float2 *ml, const float *v, int parts, float (&o)[HD / 32])
 {
-    enum { N = HD / 32 };
+    enum { N = HD / 32, ROUND = 32 / ASKED * ASKED };
     int lane = threadIdx.x & 31;
-    float top = -INFINITY, sum = 0;
-    for (int s = lane; s < parts; s += 32)
+    float2 y[ASKED][N / 2];
+    v += lane * N;
+    auto ask = [&](int first) {
+#pragma unroll
+        for (int s = 0; s < ASKED; s++)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++)
+                y[s][i] = first + s < parts ? __ldcg((const float2 *)(v + (int64_t)(first + s) * HD) + i) : make_float2(0, 0);
+    };
+    float2 n = lane < parts ? __ldcg(ml + lane) : make_float2(-INFINITY, 0);
+    ask(0);
+    float top = n.x, sum = 0;
+    for (int s = lane + 32; s < parts; s += 32)
         top = fmaxf(top, __ldcg(ml + s).x);
 #pragma unroll
     for (int i = 16; i; i >>= 1)
@@ -568,23 +613,22 @@ template <int HD> __device__ __forceinline__ void add_parts(const float2 *ml, co
 #pragma unroll
     for (int i = 0; i < N; i++)
         o[i] = 0;
-    v += lane * N;
-    for (int first = 0; first < parts; first += 32) {
-        float2 n = first + lane < parts ? __ldcg(ml + first + lane) : make_float2(-INFINITY, 0);
+    for (int first = 0; first < parts; first += ROUND) {
+        if (first)
+            n = first + lane < parts ? __ldcg(ml + first + lane) : make_float2(-INFINITY, 0);
         float mine = exp2f(n.x - top);
-        int end = parts - first < 32 ? parts - first : 32;
-#pragma unroll 8
-        for (int s = 0; s < end; s++) {
-            float2 y[N / 2];
+        for (int b = 0; b < ROUND && first + b < parts; b += ASKED) {
+            if (first + b)
+                ask(first + b);
 #pragma unroll
-            for (int i = 0; i < N / 2; i++)
-                y[i] = __ldcg((const float2 *)(v + (int64_t)(first + s) * HD) + i);
-            float f = __shfl_sync(~0u, mine, s);
-            sum = fmaf(f, __shfl_sync(~0u, n.y, s), sum);
+            for (int s = 0; s < ASKED; s++) {
+                float f = __shfl_sync(~0u, mine, b + s);
+                sum = fmaf(f, __shfl_sync(~0u, n.y, b + s), sum);
 #pragma unroll
-            for (int i = 0; i < N / 2; i++) {
-                o[2 * i] = fmaf(f, y[i].x, o[2 * i]);
-                o[2 * i + 1] = fmaf(f, y[i].y, o[2 * i + 1]);
+                for (int i = 0; i < N / 2; i++) {
+                    o[2 * i] = fmaf(f, y[s][i].x, o[2 * i]);
+                    o[2 * i + 1] = fmaf(f, y[s][i].y, o[2 * i + 1]);
+                }
             }
         }
     }
@@ -598,7 +642,7 @@ template <int NC, int HD> __device__ __forceinline__ void sum_up(const dk_model 
 {
     float o[HD / 32];
     int64_t at = ((int64_t)col * m.heads + head) * max_parts;
-    add_parts<HD>((const float2 *)w.ml + at, w.part + at * HD, parts, o);
+    add_parts<HD, 8>((const float2 *)w.ml + at, w.part + at * HD, parts, o);
 #pragma unroll
     for (int i = 0; i < HD / 32; i++) {
         int dim = (int)(threadIdx.x & 31) * (HD / 32) + i;
@@ -607,31 +651,56 @@ template <int NC, int HD> __device__ __forceinline__ void sum_up(const dk_model 
     }
 }
 
-// Attention's units: (sequence, kv head, part of its keys, and which 16 of its rows, or all).  Query rows are a column and a head
+template <int HD, int ASKED> __device__ __forceinline__ void sum_here(const dk_model &m, const dk_work &w, uint16_t *x, int head, int max_parts, int parts)
+{
+    float o[HD / 32];
+    add_parts<HD, ASKED>((const float2 *)w.ml + (int64_t)head * max_parts, w.part + (int64_t)head * max_parts * HD, parts, o);
+#pragma unroll
+    for (int i = 0; i < HD / 32; i++) {
+        int dim = (int)(threadIdx.x & 31) * (HD / 32) + i;
+        if (dim < m.head_dim)
+            x[head * m.head_dim + dim] = to_bf16(o[i]);
+    }
+}
+
+// Division by what is known when the kernels are started: n * (2^24 / d + 1) >> 24 is exact for n < 2^24 / d.
+struct dividers {
+    uint32_t group, kv_heads;
+};
+dividers dividers_of(const dk_model &m) { return {(1u << 24) / (uint32_t)(m.heads / m.kv_heads) + 1, (1u << 24) / (uint32_t)m.kv_heads + 1}; }
+__device__ __forceinline__ int divide(int n, uint32_t by) { return (int)((uint64_t)(uint32_t)n * by >> 24); }
+
+// Attention's units: (sequence, part of its keys, kv head, and which 16 of its rows, or all).  Query rows are a column and a head
 // each: row r is column col + r / group, head kv * group + r % group, of the group of heads that share the kv head.
 struct attention_unit {
     const dk_model *m;
     const dk_work *w;
     dk_seq q;
+    dividers by;
     int kv, part, group, first, rows, n, old, max_parts, g, c;
     const uint16_t *kp, *vp;
 
-    // The sequence of a unit, for whole warps.
-    __device__ __forceinline__ static int sequence(const dk_step &step, int u)
+    // For whole warps: a lane looks at a sequence, of at most 32.
+    __device__ __forceinline__ attention_unit(const dk_model &m_, const dk_work &w_, const dk_step &step, int u, int layer, const dividers &by_)
+        : m(&m_), w(&w_), by(by_), max_parts(step.max_pages * DK_PARTS), g((threadIdx.x & 31) >> 2), c(threadIdx.x & 3)
     {
-        int lane = threadIdx.x & 31; // of at most 32
-        return __popc(__ballot_sync(~0u, lane < step.seqs && step.seq[lane].unit <= u)) - 1;
-    }
-    __device__ __forceinline__ attention_unit(const dk_model &m_, const dk_work &w_, const dk_step &step, int u, int layer)
-        : m(&m_), w(&w_), max_parts(step.max_pages * DK_PARTS), g((threadIdx.x & 31) >> 2), c(threadIdx.x & 3)
-    {
-        int seq = sequence(step, u);
-        q = step.seq[seq];
-        int in = u - q.unit;
-        part = in / q.split % q.parts; // the rows of a part one after the other: they read the same keys
-        kv = in / q.split / q.parts;
+        int lane = threadIdx.x & 31;
+        const dk_seq mine = step.seq[lane];
+        int seq = __popc(__ballot_sync(~0u, lane < step.seqs && mine.unit <= u)) - 1;
+        q.col = __shfl_sync(~0u, mine.col, seq);
+        q.n = __shfl_sync(~0u, mine.n, seq);
+        q.pos = __shfl_sync(~0u, mine.pos, seq);
+        q.parts = __shfl_sync(~0u, mine.parts, seq);
+        q.split = __shfl_sync(~0u, mine.split, seq);
+        int in = u - __shfl_sync(~0u, mine.unit, seq), piece = 0;
+        if (q.split != 1) { // the rows of a part one after the other: they read the same keys
+            piece = in % q.split;
+            in /= q.split;
+        }
+        part = divide(in, by.kv_heads);
+        kv = in - part * m->kv_heads;
         group = m->heads / m->kv_heads;
-        first = q.split == 1 ? 0 : in % q.split * 16; // rows from first to rows - 1
+        first = piece * 16;                        // rows from first to rows - 1
         rows = q.n * group;
         rows = q.split == 1 || rows < first + 16 ? rows : first + 16;
         n = q.pos + q.n - part * DK_PART;          // keys there are,
@@ -642,16 +711,21 @@ struct attention_unit {
         kp = page + part % DK_PARTS * DK_PART * m->hd;
         vp = page + DK_PAGE * m->hd + part % DK_PARTS * DK_PART;
     }
+    __device__ __forceinline__ int64_t of(int row) const // its column and head
+    {
+        int col = divide(row, by.group);
+        return (int64_t)(q.col + col) * m->heads + kv * group + row - col * group;
+    }
     __device__ __forceinline__ const uint16_t *query(int row) const
     {
-        return (const uint16_t *)w->q + ((int64_t)(q.col + row / group) * m->heads + kv * group + row % group) * m->hd;
+        return (const uint16_t *)w->q + of(row) * m->hd;
     }
     __device__ __forceinline__ int64_t place(int row) const
     {
-        return ((int64_t)(q.col + row / group) * m->heads + kv * group + row % group) * max_parts + part;
+        return of(row) * max_parts + part;
     }
     // The part's keys that a row may see: up to its own position.
-    __device__ __forceinline__ int sees(int row) const { return old + row / group; }
+    __device__ __forceinline__ int sees(int row) const { return old + divide(row, by.group); }
 
     // A lane's scores of 32 keys from `first` on, two of each of four tiles; tile t's column i is key i / 2 * 8 + 2 t + i % 2, so
     // that a lane's eight keys are neighbours, as the values' product wants them.
@@ -721,20 +795,19 @@ __device__ __forceinline__ void powers(const float (&s)[4][4], float za, float z
 }
 
 enum { P_PITCH = DK_PART * 2 + 64 };
-template <int HD> __host__ __device__ constexpr int attend_smem() { return 2 * DK_PART * HD * 2 + 2 * 4 * 16 * 4 + 16 * P_PITCH + 16; }
+template <int HD> __host__ __device__ constexpr int attend_smem() { return 2 * DK_PART * HD * 2 + 2 * 4 * 16 * 4 + 16 * P_PITCH; }
 
 // A block a unit, for few rows: its four warps take 32 keys each, then a quarter of the dimensions each.  A lane copies the keys and
 // values that it wants itself, those that were there before while the kernel before still works, and the next unit's as soon as it
-// has done with the places.  SUM: the last of a sequence's blocks adds the parts up.
-template <int NC, int HD, bool SUM> __global__ void __launch_bounds__(ATTEND_THREADS, 3) attend_kernel(const __grid_constant__ dk_model m,
-                                                                                                       const __grid_constant__ dk_work w, int layer, int kernel)
+// has done with the places.
+template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS, 3) attend_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int layer,
+                                                                                     int kernel, const __grid_constant__ dividers by)
 {
 #ifdef HOPPER
     enum { ND = HD / 32, NB = DK_PART / 32, WARPS = 4 };
     SHARED_MEMORY(smem);
     float *wmax = (float *)(smem + 2 * DK_PART * HD * 2), *wsum = wmax + WARPS * 16;
     unsigned char *p = (unsigned char *)(wsum + WARPS * 16);
-    volatile int *last = (volatile int *)(p + 16 * P_PITCH);
     uint4 *mine = (uint4 *)smem + threadIdx.x; // keys, then values, ATTEND_THREADS apart
     const dk_step &step = *w.step;
     const uint4 zero = make_uint4(0, 0, 0, 0);
@@ -764,24 +837,26 @@ template <int NC, int HD, bool SUM> __global__ void __launch_bounds__(ATTEND_THR
         }
     };
     int no = blockIdx.x;
-    attention_unit u(m, w, step, no < units ? no : 0, layer);
-    if (no < units) {
-        copy_keys(u, OLD);
-        copy_values(u, OLD);
-        wait_for_last();
-        mark(w, kernel, 1);
-        copy_keys(u, NEW);
-        copies_close();
-        copy_values(u, NEW);
-        copies_close();
-    } else
-        wait_for_last();
+    if (no >= units)
+        return;
+    attention_unit u(m, w, step, no, layer, by);
+    copy_keys(u, OLD);
+    copy_values(u, OLD);
+    wait_for_last();
+    mark(w, kernel, 1);
+    copy_keys(u, NEW);
+    copies_close();
+    copy_values(u, NEW);
+    copies_close();
     for (; no < units; no += gridDim.x) {
         int g = u.g, c = u.c;
-        const attention_unit next(m, w, step, no + (int)gridDim.x < units ? no + (int)gridDim.x : 0, layer);
+        const bool more = no + (int)gridDim.x < units;
+        attention_unit next = u;
+        if (more)
+            next = attention_unit(m, w, step, no + (int)gridDim.x, layer, by);
         for (int base = u.first; base < u.rows; base += 16) {
             int ra = base + g, rb = ra + 8;
-            bool done = base + 16 >= u.rows && no + (int)gridDim.x < units; // with these keys and values
+            bool done = base + 16 >= u.rows && more; // with these keys and values
             uint4 q[2][HD / 32];
 #pragma unroll
             for (int j = 0; j < HD / 32; j++) {
@@ -857,22 +932,7 @@ template <int NC, int HD, bool SUM> __global__ void __launch_bounds__(ATTEND_THR
                 if (rb < u.rows)
                     *(float2 *)(w.ml + u.place(rb) * 2) = make_float2(mb, lb);
             }
-            __syncthreads(); // wmax and wsum have been read, and what is written is this block's to show
-        }
-        if (SUM) {
-            uint32_t *arrived = w.arrived + (u.place(u.first) - u.part) / u.max_parts;
-            if (threadIdx.x == 0) {
-                __threadfence();
-                int all = (int)atomicAdd(arrived, 1u) == u.q.parts - 1;
-                __threadfence();
-                if (all)
-                    *arrived = 0; // for the next layer
-                *last = all;
-            }
-            __syncthreads();
-            if (*last)
-                for (int row = u.first + warp; row < u.rows; row += WARPS)
-                    sum_up<NC, HD>(m, w, u.q.col + row / u.group, u.kv * u.group + row % u.group, u.max_parts, u.q.parts);
+            __syncthreads(); // wmax and wsum have been read
         }
         u = next;
     }
@@ -887,7 +947,7 @@ template <int HD> __host__ __device__ constexpr int wide_smem() { return DK_PART
 // A block a unit, for many rows: keys and values in shared memory, a warp takes 16 rows at a time.  What it computes is what
 // attend_kernel() computes, in the same order.
 template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS) attend_wide_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, int layer,
-                                                                                       int kernel)
+                                                                                       int kernel, const __grid_constant__ dividers by)
 {
 #ifdef HOPPER
     enum { NB = DK_PART / 32, K_PITCH = wide_pitch<HD>() };
@@ -898,9 +958,9 @@ template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS) attend_wide_
     int warp = threadIdx.x >> 5;
     mark(w, kernel, 0);
     let_next_begin();
-    bool waited = false;
+    bool waited = false; // by none that has nothing to do: the next kernel waits for those that have
     for (int no = blockIdx.x; no < step.units; no += gridDim.x) {
-        attention_unit u(m, w, step, no, layer);
+        attention_unit u(m, w, step, no, layer, by);
         int g = u.g, c = u.c;
         for (int pass = 0; pass < 2; pass++) { // what was there before, then the new
             for (int i = threadIdx.x; i < DK_PART * (HD / 8); i += ATTEND_THREADS) {
@@ -971,8 +1031,6 @@ template <int HD> __global__ void __launch_bounds__(ATTEND_THREADS) attend_wide_
         }
         __syncthreads(); // keys and values have been read
     }
-    if (!waited)
-        wait_for_last();
     mark(w, kernel, 2);
 #endif
 }
@@ -993,12 +1051,13 @@ template <int NC, int HD> __global__ void __launch_bounds__(SUM_UP_THREADS) sum_
 
 // ---- out and down ----
 
+
 // The residual stream's products: out and down.  A block takes a tile, its warps the slices; x comes with the weights.
-template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
+template <int NC, bool FP8, int K> __global__ void __maxnreg__(NC == 1 && FP8 ? K == DK_OUT ? 64 : 56 : 96)
     sums_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const __grid_constant__ product p)
 {
 #ifdef HOPPER
-    enum { NT = NC < 8 ? 1 : NC / 8, D = depth<NC, FP8>::sums, W = SUM_WARPS, J = FP8 ? 2 : 1, SLOT = sum_slot<NC, FP8>(), PITCH = 16 };
+    enum { NT = NC < 8 ? 1 : NC / 8, D = K == DK_OUT ? depth<NC, FP8>::out : depth<NC, FP8>::down, W = SUM_WARPS, J = FP8 ? 2 : 1, SLOT = sum_slot<NC, FP8>(), PITCH = 16 };
     SHARED_MEMORY(smem);
     mark(w, p.mark, 0);
     int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, chunks = chunks_of(p, FP8), tile = blockIdx.x;
@@ -1011,8 +1070,36 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
     }
     let_next_begin();
     int cols = w.step->cols;
+    const bool add = K == DK_OUT && NC == 1 && p.parts;
+    uint16_t *xs = (uint16_t *)(smem + SUM_SLICES * NC * PITCH * 4 + W * D * SLOT); // [k]
+    int parts = add ? w.step->seq[0].parts : 0, max_parts = add ? w.step->max_pages * DK_PARTS : 0;
+    // what the sums will meet
+    int row, col, kd = padded(m.d);
+    bool some = mine<NC>(tid, row, col), here = some && col < cols;
+    float2 norm = make_float2(0, 0), old = norm, by = make_float2(1, 1);
+    int mine_at = tile * 16 + row;
+    if (here) {
+        norm = make_float2(weight_of(p.add[0], mine_at, m.d), weight_of(p.add[0], mine_at + 8, m.d));
+        if (FP8)
+            by = make_float2(p.scale[mine_at], p.scale[mine_at + 8]);
+    }
     wait_for_last();
     mark(w, p.mark, 1);
+    if (here)
+        old = make_float2(__ldcg(w.x + (int64_t)col * kd + mine_at), __ldcg(w.x + (int64_t)col * kd + mine_at + 8));
+    if (add) {
+        for (int head = warp; head < m.heads; head += W) {
+            if (m.hd == 128)
+                sum_here<128, FP8 ? 4 : 8>(m, w, xs, head, max_parts, parts);
+            else
+                sum_here<64, FP8 ? 4 : 8>(m, w, xs, head, max_parts, parts);
+        }
+        for (int i = p.k + tid; i < chunks * J * 32; i += W * 32)
+            xs[i] = 0;
+        copies_close();
+        copies_wait<0>();
+        __syncthreads();
+    }
     // chunk c of the vectors to a slot
     auto vectors = [&](unsigned char *slot, int c) {
         const unsigned char *x = (const unsigned char *)p.x + (int64_t)c * (J * NC * 64);
@@ -1023,7 +1110,7 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
     };
     // what its slices' chunks are, once more, for the vectors and for the sums
     feed<K, FP8, SUM_SLICES, W> v(m, p);
-    for (int i = 0; i < D && v.more(); i++) {
+    for (int i = 0; i < D && v.more() && !add; i++) {
         vectors(ring + i * SLOT, v.at);
         v.next();
     }
@@ -1042,28 +1129,20 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
             copies_wait<D - 1>();
             if (NC == 1)
                 __syncwarp(); // other lanes' part of the vectors
-            multiply<NT, FP8>(acc, slot, [&](int j, int t) { return vector_part<NC>(slot + 1024 + j * NC * 64, t); });
+            const unsigned char *x = add ? (const unsigned char *)(xs + (chunks * slice / SUM_SLICES + i) * J * 32) : slot + 1024;
+            multiply<NT, FP8>(acc, slot, [&](int j, int t) { return vector_part<NC>(x + j * NC * 64, t); });
             if (NC == 1)
                 __syncwarp();
             if (f.more()) {
                 f.copy(slot);
-                vectors(slot, f.at);
+                if (!add)
+                    vectors(slot, f.at);
                 f.next();
             }
             copies_close();
             at = at + 1 == D ? 0 : at + 1;
         }
         put_sums<NC>(red + slice * NC * PITCH, PITCH, acc);
-    }
-    int row, col, i, kd = padded(m.d);
-    bool some = mine<NC>(row, col), here = some && col < cols;
-    float2 norm = make_float2(0, 0), old = norm, by = make_float2(1, 1);
-    i = tile * 16 + row;
-    if (here) {
-        norm = make_float2(weight_of(p.add[0], i, m.d), weight_of(p.add[0], i + 8, m.d));
-        old = make_float2(__ldcg(w.x + (int64_t)col * kd + i), __ldcg(w.x + (int64_t)col * kd + i + 8));
-        if (FP8)
-            by = make_float2(p.scale[i], p.scale[i + 8]);
     }
     __syncthreads();
     if (some) {
@@ -1077,6 +1156,119 @@ template <int NC, bool FP8, int K> __global__ void __maxnreg__(96)
         finish_rows<NC>(m, w, tile, row, col, here, a * by.x + old.x, b * by.y + old.y, norm.x, norm.y);
     }
     mark(w, p.mark, 2);
+#endif
+}
+
+// ---- adapters ----
+
+// An adapter's part of a product, scale * B (A x), is made by two small kernels before it: A x, in parts by columns of A, and B times their sum,
+// which goes to the residual stream or, where the product's result does not go there, beside it.
+enum { ADAPT_THREADS = 256, ADAPT_WARPS = ADAPT_THREADS / 32, ADAPT_PARTS = DK_ADAPT_PARTS };
+
+struct adapter {
+    const void *a[3], *b[3]; // of each of the product's matrices: [rank][k], [rows][rank]; NULL where there is none
+    const void *x;
+    int k, tiles;
+};
+
+__host__ __device__ __forceinline__ int padded_rank(const dk_model &m) { return (m.rank + 15) / 16 * 16; }
+
+// A block 16 rows of one A and a part of its columns.
+template <int NC> __global__ void __launch_bounds__(ADAPT_THREADS) adapter_down_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
+                                                                                       const __grid_constant__ adapter p)
+{
+#ifdef HOPPER
+    enum { NT = NC < 8 ? 1 : NC / 8, SLICES = ADAPT_WARPS * ADAPT_PARTS };
+    SHARED_MEMORY(smem);
+    float *red = (float *)smem; // [warp][NC][pitch]
+    int tiles = padded_rank(m) / 16, which = blockIdx.x / tiles, tile = blockIdx.x % tiles, part = blockIdx.y;
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3, chunks = (p.k + 31) / 32, slice = part * ADAPT_WARPS + warp;
+    const uint16_t *from = (const uint16_t *)p.a[which];
+    let_next_begin();
+    if (!from) // there is another
+        return;
+    const uint16_t *ra = tile * 16 + g < m.rank ? from + (int64_t)(tile * 16 + g) * p.k : nullptr;
+    const uint16_t *rb = tile * 16 + g + 8 < m.rank ? from + (int64_t)(tile * 16 + g + 8) * p.k : nullptr;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    float acc[NT][4];
+#pragma unroll
+    for (int t = 0; t < NT; t++)
+        acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
+    wait_for_last();
+#pragma unroll 4
+    for (int i = chunks * slice / SLICES; i < chunks * (slice + 1) / SLICES; i++) {
+        int at = i * 32 + c * 8;
+        uint4 a = ra && at < p.k ? *(const uint4 *)(ra + at) : zero, b = rb && at < p.k ? *(const uint4 *)(rb + at) : zero;
+        const uint4 *x = (const uint4 *)p.x + i * NC * 4;
+#pragma unroll
+        for (int t = 0; t < NT; t++) {
+            uint4 v = NC >= 8 || lane < 4 ? __ldcg(x + t * 32 + lane) : zero;
+            mma(acc[t], a.x, b.x, a.y, b.y, v.x, v.y);
+            mma(acc[t], a.z, b.z, a.w, b.w, v.z, v.w);
+        }
+    }
+    put_sums<NC>(red + warp * NC * RED_PITCH, RED_PITCH, acc);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 16 * NC; i += ADAPT_THREADS) {
+        int row = i & 15, col = i >> 4;
+        float sum = 0;
+#pragma unroll
+        for (int s = 0; s < ADAPT_WARPS; s++)
+            sum += red[(s * NC + col) * RED_PITCH + row];
+        w.u[((int64_t)(part * 3 + which) * padded_rank(m) + tile * 16 + row) * NC + col] = sum;
+    }
+#endif
+}
+
+// A thread a row of the product's tiles.
+template <int NC, int K> __global__ void __launch_bounds__(ADAPT_THREADS) adapter_up_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w,
+                                                                                            const __grid_constant__ adapter p)
+{
+#ifdef HOPPER
+    SHARED_MEMORY(smem);
+    float *us = (float *)smem; // [which][rank][NC]
+    int row = (int)(blockIdx.x * ADAPT_THREADS + threadIdx.x), tile = row / 16, in = row % 16, each = padded_rank(m) * NC, which = 0;
+    if (K == DK_GATE_UP) {
+        which = in >> 3;
+    } else if (K == DK_QKV) {
+        int head = tile / (m.hd / 16);
+        which = head < m.heads ? 0 : head < m.heads + m.kv_heads ? 1 : 2;
+    }
+    const uint16_t *a = nullptr, *b = nullptr;
+    if (tile < p.tiles && p.b[which])
+        tile_rows<K>(m, p.b, m.rank, tile, in & 7, a, b);
+    const uint16_t *from = in < 8 ? a : b;
+    let_next_begin();
+    wait_for_last();
+    for (int i = threadIdx.x; i < 3 * each; i += ADAPT_THREADS) {
+        float sum = 0;
+        if (p.a[i / each])
+#pragma unroll
+            for (int s = 0; s < ADAPT_PARTS; s++)
+                sum += __ldcg(w.u + (int64_t)s * 3 * each + i);
+        us[i] = sum;
+    }
+    __syncthreads();
+    if (tile >= p.tiles)
+        return;
+    float acc[NC];
+#pragma unroll
+    for (int i = 0; i < NC; i++)
+        acc[i] = 0;
+    for (int j = 0; from && j < m.rank; j++) {
+        float v = bf16_to_float(from[j]);
+#pragma unroll
+        for (int i = 0; i < NC; i++)
+            acc[i] = fmaf(v, us[(which * padded_rank(m) + j) * NC + i], acc[i]);
+    }
+    int cols = w.step->cols, kd = padded(m.d);
+#pragma unroll
+    for (int i = 0; i < NC; i++) {
+        if (K == DK_QKV || K == DK_GATE_UP)
+            w.extra[(int64_t)row * NC + i] = acc[i] * m.adapter_scale;
+        else if (from && i < cols)
+            w.x[(int64_t)i * kd + row] += acc[i] * m.adapter_scale;
+    }
 #endif
 }
 
@@ -1137,7 +1329,7 @@ template <int K> __global__ void pack_kernel(const __grid_constant__ dk_model m,
     float *top = (float *)smem; // [16][16], then [16] of 1 / scale
     int tile = blockIdx.x, row = threadIdx.x & 15, at = threadIdx.x >> 4, chunks = chunks_of(p, true);
     const uint16_t *a, *b, *from;
-    tile_rows<K>(m, p.w, p.k, tile, row & 7, a, b);
+    tile_rows<K>(m, p.w, p.pitch, tile, row & 7, a, b);
     from = row < 8 ? a : b;
     float v = 0;
     for (int i = at; from && i < p.k; i += 16)
@@ -1371,7 +1563,7 @@ template <class... P, class... A> int launch(recorder &r, void (*f)(P...), int g
 // More than half of a multiprocessor's 227 KB, so that no two of a kernel's blocks share one.
 enum { MOST = 116 << 10 };
 
-template <int NC, bool FP8> constexpr int rows_smem_least() { return ROW_SLICES * depth<NC, FP8>::rows * 1024 + 2 * ROW_SLICES * NC * RED_PITCH * 4 + SQUARES * NC * 4; }
+template <int NC, bool FP8> constexpr int rows_smem_least() { return ROW_SLICES * depth<NC, FP8>::rows * 1024 + 2 * (NC <= 8 ? 2 : 1) * ROW_SLICES * NC * RED_PITCH * 4 + SQUARES * NC * 4; }
 
 template <int NC, bool FP8> int rows_smem(int k)
 {
@@ -1379,23 +1571,24 @@ template <int NC, bool FP8> int rows_smem(int k)
     return n > MOST ? n : MOST;
 }
 
-template <int NC, bool FP8> constexpr int sums_smem()
+template <int NC, bool FP8, int K> constexpr int sums_smem()
 {
-    return SUM_WARPS * depth<NC, FP8>::sums * sum_slot<NC, FP8>() + SUM_SLICES * NC * 16 * 4;
+    return SUM_WARPS * (K == DK_OUT ? depth<NC, FP8>::out : depth<NC, FP8>::down) * sum_slot<NC, FP8>() + SUM_SLICES * NC * 16 * 4 + (NC == 1 ? 2 * DK_NEXT_NUMBERS : 0);
 }
 
 template <int NC, bool FP8, int K> int launch_rows(recorder &r, const dk_model &m, const dk_work &w, int sms, const product &p)
 {
-    void (*f)(dk_model, dk_work, product) = rows_kernel<NC, FP8, K, HELD>;
+    constexpr int groups = groups_of<NC, FP8, K>();
+    void (*f)(dk_model, dk_work, product) = rows_kernel<NC, FP8, K, HELD, groups>;
     if constexpr (depth<NC, FP8>::in_registers && most_held<NC>() > HELD)
         if (p.k > ROW_SLICES * HELD * 32)
-            f = rows_kernel<NC, FP8, K, most_held<NC>()>;
-    return launch(r, f, p.tiles < sms ? p.tiles : sms, 1, ROW_THREADS, rows_smem<NC, FP8>(p.k), m, w, p);
+            f = rows_kernel<NC, FP8, K, most_held<NC>(), groups>;
+    return launch(r, f, p.tiles < sms ? p.tiles : sms, 1, groups * ROW_THREADS, rows_smem<NC, FP8>(p.k), m, w, p);
 }
 
 template <int NC, bool FP8, int K> int launch_sums(recorder &r, const dk_model &m, const dk_work &w, const product &p)
 {
-    return launch(r, sums_kernel<NC, FP8, K>, p.tiles, 1, SUM_WARPS * 32, sums_smem<NC, FP8>(), m, w, p);
+    return launch(r, sums_kernel<NC, FP8, K>, p.tiles, 1, SUM_WARPS * 32, sums_smem<NC, FP8, K>(), m, w, p);
 }
 
 int tiles_of(const dk_model &m, int kind)
@@ -1414,9 +1607,11 @@ product product_of(const dk_model &m, const dk_work &w, int kind, int layer, int
     product p = {};
     const dk_layer *l = kind == DK_HEAD ? nullptr : &m.layer[layer];
     p.k = columns_of(m, kind);
+    p.pitch = l ? l->pitch[kind] : p.k;
     p.tiles = tiles_of(m, kind);
     p.layer = layer;
     p.mark = kernel;
+    p.parts = 0;
     p.scale = !m.fp8 ? nullptr : l ? l->scale[kind] : m.head_scale;
     p.x = kind == DK_OUT ? w.ao : kind == DK_DOWN ? w.act : w.h;
     switch (kind) {
@@ -1444,26 +1639,60 @@ product product_of(const dk_model &m, const dk_work &w, int kind, int layer, int
     return p;
 }
 
+// Before product p.
+template <int NC, int K> int launch_adapter(recorder &r, const dk_model &m, const dk_work &w, product &p)
+{
+    const dk_layer &l = m.layer[p.layer];
+    adapter a = {};
+    bool some = false;
+    for (int i = 0; i < 3 && m.rank; i++) {
+        a.a[i] = l.a[K][i];
+        a.b[i] = l.b[K][i];
+        some |= a.a[i] != nullptr;
+    }
+    if (!some)
+        return 0;
+    a.x = p.x;
+    a.k = p.k;
+    a.tiles = p.tiles;
+    p.extra = K == DK_QKV || K == DK_GATE_UP ? w.extra : nullptr;
+    int most = K == DK_QKV ? 3 : K == DK_GATE_UP ? 2 : 1;
+    int rc = launch(r, adapter_down_kernel<NC>, most * padded_rank(m) / 16, ADAPT_PARTS, ADAPT_THREADS, ADAPT_WARPS * NC * RED_PITCH * 4, m, w, a);
+    return rc ? rc : launch(r, adapter_up_kernel<NC, K>, (p.tiles * 16 + ADAPT_THREADS - 1) / ADAPT_THREADS, 1, ADAPT_THREADS, 3 * padded_rank(m) * NC * 4, m, w, a);
+}
+
 template <int NC, bool FP8, int HD> int run_chain(recorder &r, const dk_model &m, const dk_work &w, int way, int sms)
 {
+    const dividers by = dividers_of(m);
     int n = 0, rc = launch(r, embed_kernel<NC>, tiles_of(m, DK_OUT), 1, 256, 0, m, w, m.layer[0].norm1);
     for (int l = 0; l < m.layers && !rc; l++) {
-        rc = launch_rows<NC, FP8, DK_QKV>(r, m, w, sms, product_of(m, w, DK_QKV, l, ++n));
+        product p = product_of(m, w, DK_QKV, l, ++n);
+        rc = launch_adapter<NC, DK_QKV>(r, m, w, p);
+        if (!rc)
+            rc = launch_rows<NC, FP8, DK_QKV>(r, m, w, sms, p);
         n++;
         if (!rc && way == DK_WAY_WIDE)
-            rc = launch(r, attend_wide_kernel<HD>, 2 * sms, 1, ATTEND_THREADS, wide_smem<HD>(), m, w, l, n);
-        else if (!rc && way == DK_WAY_MANY)
-            rc = launch(r, attend_kernel<NC, HD, false>, 3 * sms, 1, ATTEND_THREADS, attend_smem<HD>(), m, w, l, n);
+            rc = launch(r, attend_wide_kernel<HD>, 2 * sms, 1, ATTEND_THREADS, wide_smem<HD>(), m, w, l, n, by);
         else if (!rc)
-            rc = launch(r, attend_kernel<NC, HD, true>, 3 * sms, 1, ATTEND_THREADS, attend_smem<HD>(), m, w, l, n);
-        if (!rc && way != DK_WAY_FEW)
+            rc = launch(r, attend_kernel<HD>, (way == DK_WAY_NEXT ? 1 : 3) * sms, 1, ATTEND_THREADS, attend_smem<HD>(), m, w, l, n, by);
+        if (!rc && way != DK_WAY_NEXT)
             rc = launch(r, sum_up_kernel<NC, HD>, (m.heads * NC * 32 + SUM_UP_THREADS - 1) / SUM_UP_THREADS, 1, SUM_UP_THREADS, 0, m, w, ++n);
+        p = product_of(m, w, DK_OUT, l, ++n);
+        p.parts = way == DK_WAY_NEXT;
         if (!rc)
-            rc = launch_sums<NC, FP8, DK_OUT>(r, m, w, product_of(m, w, DK_OUT, l, ++n));
+            rc = launch_adapter<NC, DK_OUT>(r, m, w, p);
         if (!rc)
-            rc = launch_rows<NC, FP8, DK_GATE_UP>(r, m, w, sms, product_of(m, w, DK_GATE_UP, l, ++n));
+            rc = launch_sums<NC, FP8, DK_OUT>(r, m, w, p);
+        p = product_of(m, w, DK_GATE_UP, l, ++n);
         if (!rc)
-            rc = launch_sums<NC, FP8, DK_DOWN>(r, m, w, product_of(m, w, DK_DOWN, l, ++n));
+            rc = launch_adapter<NC, DK_GATE_UP>(r, m, w, p);
+        if (!rc)
+            rc = launch_rows<NC, FP8, DK_GATE_UP>(r, m, w, sms, p);
+        p = product_of(m, w, DK_DOWN, l, ++n);
+        if (!rc)
+            rc = launch_adapter<NC, DK_DOWN>(r, m, w, p);
+        if (!rc)
+            rc = launch_sums<NC, FP8, DK_DOWN>(r, m, w, p);
     }
     return rc ? rc : launch_rows<NC, FP8, DK_HEAD>(r, m, w, sms, product_of(m, w, DK_HEAD, 0, ++n));
 }
@@ -1487,7 +1716,7 @@ int run_chain(recorder &r, const dk_model &m, const dk_work &w, int nc, int way,
 
 template <int NC> bool fits(const dk_model &m, int smem)
 {
-    int rows = m.fp8 ? rows_smem<NC, true>(m.d) : rows_smem<NC, false>(m.d), sums = m.fp8 ? sums_smem<NC, true>() : sums_smem<NC, false>();
+    int rows = m.fp8 ? rows_smem<NC, true>(m.d) : rows_smem<NC, false>(m.d), sums = m.fp8 ? sums_smem<NC, true, DK_DOWN>() : sums_smem<NC, false, DK_DOWN>();
     return rows <= smem && sums <= smem && (!depth<NC, false>::in_registers || m.d <= ROW_SLICES * most_held<NC>() * 32);
 }
 
@@ -1534,7 +1763,7 @@ int k_decode_kernels(const struct dk_model *m, enum dk_way way, int *kinds)
     for (int l = 0; l < m->layers; l++) {
         kinds[n++] = DK_QKV;
         kinds[n++] = -2;
-        if (way != DK_WAY_FEW)
+        if (way != DK_WAY_NEXT)
             kinds[n++] = -3;
         kinds[n++] = DK_OUT;
         kinds[n++] = DK_GATE_UP;
@@ -1596,10 +1825,11 @@ int k_decode_plan_free(void *plan)
     return rc;
 }
 
-int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, void *dst, float *scale)
+int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, int64_t pitch, void *dst, float *scale)
 {
     product p = {};
     p.k = columns_of(*m, kind);
+    p.pitch = (int)pitch;
     p.tiles = tiles_of(*m, kind);
     for (int i = 0; i < (kind == DK_QKV ? 3 : kind == DK_GATE_UP ? 2 : 1); i++)
         p.w[i] = w[i];
@@ -1628,7 +1858,7 @@ int k_decode_fill(void *stream, const struct dk_model *m, int layer, const void 
 int k_decode_sample(void *stream, const struct dk_model *m, const struct dk_work *w, int nc, int sms, int cols, const struct dk_sampling *s,
                     const uint32_t *mask, int mask_words, int32_t *out)
 {
-    int tiles = tiles_of(*m, DK_HEAD), grid = tiles < sms ? tiles : sms;
+    int tiles = tiles_of(*m, DK_HEAD), grid = (tiles < sms ? tiles : sms) * (nc == 1 && m->fp8 ? groups_of<1, true, DK_HEAD>() : 1);
     LAUNCH(sample_kernel, cols, 1, SAMPLE_THREADS, SAMPLE_SMEM, stream, *m, *w, nc, grid, s, mask, mask_words, out);
 }
 

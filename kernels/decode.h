@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_MAX_COLS = 32, DK_FEW = 128, DK_MARKS = 6 };
+enum { DK_PAGE = 256, DK_PART = 128, DK_PARTS = DK_PAGE / DK_PART, DK_MAX_COLS = 32, DK_MARKS = 6, DK_NEXT_PARTS = 8, DK_NEXT_NUMBERS = 4096, DK_MAX_RANK = 256, DK_ADAPT_PARTS = 8 };
 /* The products of a layer, and the head. */
 enum dk_kind { DK_QKV, DK_OUT, DK_GATE_UP, DK_DOWN, DK_HEAD };
 
@@ -29,8 +29,10 @@ enum dk_kind { DK_QKV, DK_OUT, DK_GATE_UP, DK_DOWN, DK_HEAD };
 struct dk_layer {
     const void *qkv[3], *bias[3];          /* bias: of q, k and v, or NULL */
     const void *out, *gate_up[2], *down;
+    int32_t pitch[DK_HEAD];                /* numbers from a row of each product's matrices to the next */
     const void *norm1, *norm2;
     const float *scale[DK_HEAD];           /* fp8: of the rows of each product's tiles */
+    const void *a[DK_HEAD][3], *b[DK_HEAD][3]; /* an adapter's, of the matrices of each product: [rank][columns], [rows][rank]; NULL where there is none */
 };
 
 struct dk_model {
@@ -38,7 +40,8 @@ struct dk_model {
     int32_t hd;                            /* 64 or 128: head_dim padded, for q, keys, values; 64 and more are padded in halves */
     int32_t d, ff, rows, vocab;            /* rows: of the head; vocab: ids that may be chosen */
     int32_t fp8;
-    float eps, qk_scale;                   /* 1 / sqrt(head_dim) */
+    int32_t rank;                          /* of the adapter, or 0; at most DK_MAX_RANK */
+    float eps, qk_scale, adapter_scale;    /* qk_scale: 1 / sqrt(head_dim) */
     const struct dk_layer *layer;          /* [layers], on the host */
     const void *norm, *embed, *head;
     const float *head_scale;
@@ -54,7 +57,8 @@ struct dk_seq {
     int32_t parts;                         /* with its keys, of DK_PART each: (pos + n - 1) / DK_PART + 1 */
     int32_t split;                         /* 1, or attention units of 16 rows (a column and a head each) for every part and kv head */
     int32_t unit;                          /* attention units of the sequences before it: sum of parts * kv_heads * split */
-};
+    int32_t unused[2];
+} __attribute__((aligned(16)));            /* two reads of 16 bytes */
 struct dk_step {
     int32_t cols, seqs, units;
     int32_t max_pages;                     /* row length of pages[] */
@@ -74,14 +78,14 @@ struct dk_work {
     float *part, *ml;                      /* [cols][heads][max_pages * DK_PARTS][hd], {m, l} */
     float *logits;                         /* [cols][rows to 16] */
     float *best;                           /* [grid][nc]{ value, id } */
-    uint32_t *arrived;                     /* [cols * heads] units of a sequence that are done; zeros between kernels */
+    float *u, *extra;                      /* adapters: [DK_ADAPT_PARTS][3][rank to 16][nc]; [rows of the larger of qkv and gate-up][nc] */
     uint64_t *trace;                       /* NULL, or [kernels of a plan][DK_MARKS]: nanoseconds at which the first and the last block
                                             * began, went on after the wait for the kernel before, and ended */
 };
 
-/* How attention goes: the last block of a sequence adds the parts up (at most DK_FEW of all rows of a unit), a kernel of its own does, and
- * that with keys and values in shared memory for the many columns of a sequence. */
-enum dk_way { DK_WAY_FEW, DK_WAY_MANY, DK_WAY_WIDE, DK_WAYS };
+/* How attention goes: its parts' sums are added up by the product that reads them (of one column, at most DK_NEXT_PARTS parts and
+ * DK_NEXT_NUMBERS numbers), by a kernel of its own, or by that with keys and values in shared memory for the many columns of a sequence. */
+enum dk_way { DK_WAY_NEXT, DK_WAY_MANY, DK_WAY_WIDE, DK_WAYS };
 
 /* Every launcher returns a cudaError_t; stream is a cudaStream_t. */
 /* Multiprocessors, shared memory a block may have, compute capability (major * 10 + minor) of the present device. */
@@ -92,8 +96,8 @@ int k_decode_max_cols(const struct dk_model *m, int smem);
 /* Rows of a product's tiles, and bytes of its e4m3 copy. */
 int64_t k_decode_rows(const struct dk_model *m, enum dk_kind kind);
 int64_t k_decode_bytes(const struct dk_model *m, enum dk_kind kind);
-/* Makes the copy of w's matrices (up to three, as in struct dk_layer). */
-int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, void *dst, float *scale);
+/* Makes the copy of w's matrices (up to three, as in struct dk_layer), rows `pitch` numbers apart. */
+int k_decode_pack(void *stream, const struct dk_model *m, enum dk_kind kind, const void *const *w, int64_t pitch, void *dst, float *scale);
 /* Rounds a bfloat16 matrix to what its e4m3 form stands for (scales are powers of two, so bfloat16 holds it exactly). */
 int k_decode_round(void *stream, void *w, int64_t rows, int64_t cols);
 /* Copies keys and values of a prompt's n tokens into pages: bfloat16, a token's kv heads side by side, tokens `stride` elements apart. */

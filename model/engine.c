@@ -482,10 +482,7 @@ int engine_new(struct model *m, const struct engine_options *o, struct engine **
     k.max_batch = e->max_batch;
     k.max_tokens = e->max_tokens;
     k.vocab = e->vocab;
-    bool adapted = model_rank(m) > 0; /* the kernels know nothing of adapters */
-    if (adapted && o->fp8)
-        rc = err_set(ERR_USAGE, "--weights fp8 and an unmerged adapter do not go together: leave --unmerged out");
-    if (!o->plain && !adapted)
+    if (!o->plain)
         rc = engine_cuda(m, &k, &e->way);
     if (!o->plain && rc == ERR_OK && !e->way.name)
         rc = engine_cpu(m, &k, &e->way);

@@ -92,7 +92,7 @@ static int check(const char *name, int rc)
 /* True when the kernels can read t where it is: bfloat16, rows at 16 bytes. */
 static bool readable(const struct param *p)
 {
-    return !p || (th_dtype_of(p->w) == TH_BF16 && (th_rank(p->w) == 1 || (th_size(p->w, 1) % 8 == 0 && (uintptr_t)th_data(p->w) % 16 == 0)));
+    return !p || (th_dtype_of(p->w) == TH_BF16 && (th_rank(p->w) == 1 || (th_size(p->w, 1) % 8 == 0 && th_stride(p->w, 0) % 8 == 0 && (uintptr_t)th_data(p->w) % 16 == 0)));
 }
 
 static bool all_readable(const struct model *m)
@@ -102,19 +102,20 @@ static bool all_readable(const struct model *m)
         const struct layer *l = &m->layers[i];
         ok &= readable(l->norm1) && readable(l->norm2);
         for (int t = 0; t < LORA_TARGETS; t++)
-            ok &= readable(l->proj[t].w) && readable(l->proj[t].b);
+            ok &= readable(l->proj[t].w) && readable(l->proj[t].b) && readable(l->proj[t].lora_a) &&
+                  (!l->proj[t].lora_b || th_dtype_of(l->proj[t].lora_b->w) == TH_BF16);
     }
     return ok;
 }
 
 /* The e4m3 copy of a product's matrices takes their place in w. */
-static int pack(struct cuda *c, enum dk_kind kind, const void **w, const float **scale)
+static int pack(struct cuda *c, enum dk_kind kind, const void **w, int64_t pitch, const float **scale)
 {
     void *copy = hold(c, (size_t)c->f.k_decode_bytes(&c->dm, kind));
     float *s = copy ? hold(c, (size_t)c->f.k_decode_rows(&c->dm, kind) * sizeof *s) : NULL;
     if (!s)
         return err_wrap("a copy of the weights in 8 bits");
-    int rc = check("k_decode_pack", c->f.k_decode_pack(stream_of(c), &c->dm, kind, w, copy, s));
+    int rc = check("k_decode_pack", c->f.k_decode_pack(stream_of(c), &c->dm, kind, w, pitch, copy, s));
     w[0] = copy;
     *scale = s;
     return rc;
@@ -144,11 +145,21 @@ static int weights(struct cuda *c, bool fp8)
         l->gate_up[0] = th_data(p[LORA_GATE].w->w);
         l->gate_up[1] = th_data(p[LORA_UP].w->w);
         l->down = th_data(p[LORA_DOWN].w->w);
-        if (fp8 && (rc = pack(c, DK_QKV, l->qkv, &l->scale[DK_QKV])) == ERR_OK && (rc = pack(c, DK_OUT, &l->out, &l->scale[DK_OUT])) == ERR_OK &&
-            (rc = pack(c, DK_GATE_UP, l->gate_up, &l->scale[DK_GATE_UP])) == ERR_OK)
-            rc = pack(c, DK_DOWN, &l->down, &l->scale[DK_DOWN]);
+        for (int t = 0; t < LORA_TARGETS; t++) {
+            static const struct { enum dk_kind kind; int matrix; } of[LORA_TARGETS] = {
+                [LORA_Q] = {DK_QKV, 0}, [LORA_K] = {DK_QKV, 1}, [LORA_V] = {DK_QKV, 2}, [LORA_O] = {DK_OUT, 0},
+                [LORA_GATE] = {DK_GATE_UP, 0}, [LORA_UP] = {DK_GATE_UP, 1}, [LORA_DOWN] = {DK_DOWN, 0}};
+            l->pitch[of[t].kind] = (int32_t)th_stride(p[t].w->w, 0); /* beside an adapter's columns it is not the row's length */
+            if (p[t].lora_a) {
+                l->a[of[t].kind][of[t].matrix] = th_data(p[t].lora_a->w);
+                l->b[of[t].kind][of[t].matrix] = th_data(p[t].lora_b->w);
+            }
+        }
+        const void **const matrices[DK_HEAD] = {[DK_QKV] = l->qkv, [DK_OUT] = &l->out, [DK_GATE_UP] = l->gate_up, [DK_DOWN] = &l->down};
+        for (int k = 0; fp8 && k < DK_HEAD && rc == ERR_OK; k++)
+            rc = pack(c, (enum dk_kind)k, matrices[k], l->pitch[k], &l->scale[k]);
     }
-    return fp8 && rc == ERR_OK ? pack(c, DK_HEAD, &d->head, &d->head_scale) : rc;
+    return fp8 && rc == ERR_OK ? pack(c, DK_HEAD, &d->head, d->d, &d->head_scale) : rc;
 }
 
 /* RoPE's angles. */
@@ -185,9 +196,12 @@ static int scratch(struct cuda *c)
     if (!(w->step = hold(c, sizeof *w->step + n * (size_t)c->max_pages * 4)) || !(w->x = hold(c, n * kd * 4)) || !(w->h = hold(c, n * kd * 2)) ||
         !(w->ao = hold(c, n * kq * 2)) || !(w->act = hold(c, n * kf * 2)) || !(w->sumsq = hold(c, kd / 16 * n * 4)) ||
         !(w->q = hold(c, n * (size_t)(d->heads * d->hd) * 2)) || !(w->part = hold(c, n * parts * (size_t)d->hd * 4)) ||
-        !(w->ml = hold(c, n * parts * 8)) || !(w->logits = hold(c, n * rows * 4)) || !(w->best = hold(c, (size_t)c->sms * n * 8)) ||
-        !(w->arrived = hold(c, n * (size_t)d->heads * 4)) || !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
+        !(w->ml = hold(c, n * parts * 8)) || !(w->logits = hold(c, n * rows * 4)) || !(w->best = hold(c, (size_t)c->sms * n * 16)) ||
+        !(c->mask_device = hold(c, n * (size_t)c->mask_words * 4)) ||
         !(c->page_list = hold(c, (size_t)c->max_pages * 4)))
+        return err_code();
+    size_t wide = (size_t)(c->f.k_decode_rows(d, DK_GATE_UP) > c->f.k_decode_rows(d, DK_QKV) ? c->f.k_decode_rows(d, DK_GATE_UP) : c->f.k_decode_rows(d, DK_QKV));
+    if (d->rank && (!(w->u = hold(c, DK_ADAPT_PARTS * 3 * (size_t)pad(d->rank, 16) * n * 4)) || !(w->extra = hold(c, wide * n * 4))))
         return err_code();
     int rc = c->f.k_host_alloc(sizeof *c->step + n * (size_t)c->max_pages * 4, (void **)&c->step);
     if (rc == 0)
@@ -367,19 +381,18 @@ static int cuda_step(struct engine_way *w, const struct engine_column *col, int6
         s->seq[s->seqs - 1].n++;
         s->seq_of[i] = s->seqs - 1;
     }
-    int64_t group = c->dm.heads / c->dm.kv_heads, units = 0, few = 0, most = 0;
+    int64_t group = c->dm.heads / c->dm.kv_heads, units = 0, most = 0;
     for (int i = 0; i < s->seqs; i++) {
         struct dk_seq *q = &s->seq[i];
         int64_t rows = q->n * group;
         q->parts = (q->pos + q->n - 1) / DK_PART + 1;
         q->split = (int32_t)(rows + 15) / 16;
         units += q->parts * c->dm.kv_heads * q->split;
-        rows = rows < 16 ? rows : 16;
-        few = rows * q->parts > few ? rows * q->parts : few;
         most = q->split > most ? q->split : most;
     }
     /* keys and values are read from the second-level cache for each 16 rows, or once into shared memory */
-    c->way = c->many == 1 ? DK_WAY_MANY : c->many || (most > 2 && units > ATTEND_BLOCKS * c->sms) ? DK_WAY_WIDE : few > DK_FEW ? DK_WAY_MANY : DK_WAY_FEW;
+    bool next = n == 1 && s->seq[0].parts <= DK_NEXT_PARTS && c->dm.heads * c->dm.head_dim <= DK_NEXT_NUMBERS && !c->dm.rank;
+    c->way = c->many == 1 ? DK_WAY_MANY : c->many || (most > 2 && units > ATTEND_BLOCKS * c->sms) ? DK_WAY_WIDE : next ? DK_WAY_NEXT : DK_WAY_MANY;
     for (int i = 0; i < s->seqs; i++) {
         struct dk_seq *q = &s->seq[i];
         q->split = c->way == DK_WAY_WIDE ? 1 : q->split;
@@ -507,6 +520,8 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
         return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs --dtype bfloat16") : ERR_OK;
     if ((rc = model_gather(m)) < 0)
         return rc;
+    if (model_rank(m) > DK_MAX_RANK)
+        return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 takes adapters of a rank of at most %d: leave --unmerged out", DK_MAX_RANK) : ERR_OK;
     if (!all_readable(m))
         return o->fp8 ? err_set(ERR_USAGE, "--weights fp8 needs matrices whose rows are multiples of 8 numbers") : ERR_OK;
     struct cuda *c = xcalloc(1, sizeof *c);
@@ -521,6 +536,7 @@ int engine_cuda(struct model *m, const struct engine_options *o, struct engine_w
     c->dm = (struct dk_model){.layers = (int32_t)f->n_layers, .heads = (int32_t)f->n_heads, .kv_heads = (int32_t)f->n_kv_heads,
                               .head_dim = (int32_t)f->head_dim, .hd = f->head_dim <= 64 ? 64 : 128, .d = (int32_t)f->d_model, .ff = (int32_t)f->d_ff,
                               .rows = (int32_t)f->vocab, .vocab = (int32_t)(o->vocab ? o->vocab : f->vocab), .fp8 = o->fp8,
+                              .rank = (int32_t)model_rank(m), .adapter_scale = (float)m->lora_scale,
                               .eps = (float)f->rms_eps, .qk_scale = (float)(1 / sqrt((double)f->head_dim))};
     if (rc == ERR_OK)
         out->max_columns = c->f.k_decode_max_cols(&c->dm, c->smem);

@@ -339,6 +339,7 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k, double li
             die("prefill");
         prompts += now_s() - t0;
         t0 = now_s();
+        int64_t before = steps;
         for (at = start; at < prompt.n; steps++) {
             double t1 = now_s();
             int64_t n = 1 + (int64_t)draft_guess(d, guess, (size_t)k, &cost);
@@ -359,9 +360,13 @@ static void draft(const char *pairs, const char *tokenizer, int64_t k, double li
             while (++at < prompt.n && ++i < n && guess[i - 1] == prompt.v[at - 1]);
             drafting += now_s() - t1;
         }
-        seconds += now_s() - t0;
+        double took = now_s() - t0;
+        seconds += took;
         tokens += (int64_t)(prompt.n - start);
         files++;
+        printf("  record %lld: prompt %zu, %zu tokens, %.2f a step, %.0f tokens/s\n", (long long)files, start, prompt.n - start,
+               (double)(prompt.n - start) / (double)(steps - before), (double)(prompt.n - start) / took);
+        fflush(stdout);
         draft_free(d);
         if (w)
             w->release(w, 0);

@@ -10,17 +10,18 @@ needs="serve sft"
 mkdir tmp
 # up ARGUMENTS: starts it and waits for its address
 up() {
-    TMPDIR=$PWD/tmp "$BIN/serve" --model tiny --port 0 -j2 --db run.db "$@" > out.txt 2> err.txt & pid=$!
+    : > out.txt # the last one's address
+    TMPDIR=$PWD/tmp "$BIN/serve" --model "${model:-tiny}" --port 0 -j2 --db run.db "$@" > out.txt 2> err.txt & pid=$!
     for i in $(seq 200); do url=$(head -n 1 out.txt) A=${url}v1/completions; [ -n "$url" ] && return; kill -0 $pid 2> /dev/null || break; sleep 0.1; done
     fail "serve $* does not start: $(cat err.txt)"
 }
-# down: SIGTERM, exit 0, and soon
+# down [CODE]: SIGTERM, that exit code (0), and soon
 down() {
     kill -TERM $pid
     for i in $(seq 150); do kill -0 $pid 2> /dev/null || break; sleep 0.1; done
     kill -0 $pid 2> /dev/null && fail "SIGTERM does not end it"
     wait $pid; local rc=$?; pid=
-    [ $rc = 0 ] || fail "exit $rc after SIGTERM: $(cat err.txt)"
+    [ $rc = "${1:-0}" ] || fail "exit $rc after SIGTERM: $(cat err.txt)"
 }
 load() { timeout 250 python3 "$root/tests/e2e/serve_load.py" "$url" "$@" || fail "$*"; }
 post() { curl -s -m 60 -H 'Content-Type: application/json' -d "$1" "${url}v1/completions"; }
@@ -111,6 +112,13 @@ down
 up --batch 2 --max-waiting 10
 load some 200
 down
+no_numbers nan
+model=nan; up
+code 500 "scores are NaN or infinite" -H "$J" -d '{"prompt":"DATA;","max_tokens":5}' "$A"
+code 200 "scores are NaN or infinite" -H "$J" -d '{"prompt":"DATA;","max_tokens":5,"stream":true}' "$A"
+code 500 "scores are NaN or infinite" -H "$J" -d '{"caption":"A part.","temperature":1}' "$A"
+code 200 nan "${url}v1/models"
+down 1
 
 # what it does not start with
 expect 2 "--model DIR is due" "$BIN/serve" --db none -q

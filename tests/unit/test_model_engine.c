@@ -209,7 +209,7 @@ static void greedy_decoding_equals_transformers(void **state)
             }
 }
 
-/* Logits with the adapter beside the weights are those with it merged, but for rounding; 8-bit weights and it are refused. */
+/* Logits with the adapter beside the weights are those with it merged, but for rounding; 8-bit weights are refused in float32. */
 static void an_adapter_may_stay_beside_the_weights(void **state)
 {
     (void)state;
@@ -506,8 +506,9 @@ static void batches_and_drafts_change_nothing(void **state)
 }
 
 /* Sizes at which all slices, tiles and parts of the kernels are in use, some half: logits of tokens one by one, by twelve, and treated as
- * many, are the same to the bit, and as near to float32's as ATen's. */
-static void sizes(void **state, int d, int ff, int layers, int heads, int head_dim)
+ * many, are the same to the bit, and as near to float32's as ATen's.  rank: with an adapter of it beside the weights, of all matrices but those
+ * in `without` (bits). */
+static void sizes(void **state, int d, int ff, int layers, int heads, int head_dim, int rank, int without)
 {
     enum { PROMPT = 290, MORE = 12, ALL = PROMPT + MORE, VOCAB = 300 };
     const char *dir = *(char **)state;
@@ -523,6 +524,14 @@ static void sizes(void **state, int d, int ff, int layers, int heads, int head_d
         int32_t ids[ALL];
         if (model_init(dir, TH_BF16, device, 3, &m) < 0 || model_init(dir, TH_F32, device, 3, &wide) < 0)
             fail_msg("%s", err_text());
+        struct lora_config lora = {.r = rank, .alpha = 2 * rank};
+        for (int t = 0; t < LORA_TARGETS; t++)
+            lora.target[t] = !(without >> t & 1);
+        if (rank && (lora_attach(m, &lora, 1) < 0 || lora_attach(wide, &lora, 1) < 0))
+            fail_msg("%s", err_text());
+        for (size_t i = 0; i < m->n_params; i++) /* where it would show if something were not added */
+            if (strstr(m->params[i]->name, "lora_B"))
+                th_normal_(m->params[i]->w, 0, 0.2);
         for (size_t i = 0; i < m->n_params; i++) /* norms and biases that show when they are left out */
             if (th_rank(m->params[i]->w) == 1)
                 th_normal_(m->params[i]->w, strstr(m->params[i]->name, "norm") ? 1 : 0, 0.1);
@@ -569,8 +578,15 @@ static void sizes(void **state, int d, int ff, int layers, int heads, int head_d
 
 static void larger_sizes(void **state)
 {
-    sizes(state, 328, 616, 2, 6, 80);
-    sizes(state, 2408, 72, 1, 4, 64); /* wider than what one warp holds of a model of 2,048: Llama-3.2-3B's way */
+    sizes(state, 328, 616, 2, 6, 80, 0, 0);
+    sizes(state, 2408, 72, 1, 4, 64, 0, 0); /* wider than what one warp holds of a model of 2,048: Llama-3.2-3B's way */
+}
+
+static void adapters_beside_the_weights(void **state)
+{
+    sizes(state, 72, 136, 2, 4, 32, 16, 0);
+    sizes(state, 328, 616, 1, 6, 80, 21, 1 << LORA_K | 1 << LORA_UP | 1 << LORA_O);
+    sizes(state, 72, 136, 1, 4, 32, 3, ~(1 << LORA_V | 1 << LORA_DOWN));
 }
 
 int main(void)
@@ -591,6 +607,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_the_models),
         TEST_IN_DIR(larger_sizes),
+        TEST_IN_DIR(adapters_beside_the_weights),
         cmocka_unit_test(greedy_decoding_equals_transformers),
         cmocka_unit_test(an_adapter_may_stay_beside_the_weights),
         cmocka_unit_test(batches_and_drafts_change_nothing),
