@@ -661,12 +661,20 @@ static void *own(struct cpu *c, size_t bytes)
 static void take_matrix(struct cpu *c, th_tensor *t, struct matrix *out)
 {
     int64_t n = th_numel(t);
+    size_t size = th_dtype_size(th_dtype_of(t)), row = (size_t)th_size(t, 1) * size, pitch = (size_t)th_stride(t, 0) * size;
     *out = (struct matrix){.rows = th_size(t, 0), .cols = th_size(t, 1)};
+    const void *data = th_data(t);
+    if (pitch != row) { /* gathered beside an adapter's columns, model_gather() */
+        char *flat = own(c, (size_t)n * size);
+        for (size_t r = 0; r < (size_t)out->rows; r++)
+            memcpy(flat + r * row, (const char *)data + r * pitch, row);
+        data = flat;
+    }
     if (th_dtype_of(t) == TH_BF16) {
-        out->h = th_data(t);
+        out->h = data;
         return;
     }
-    const uint32_t *u = th_data(t);
+    const uint32_t *u = data;
     uint32_t low = 0;
     for (int64_t i = 0; i < n; i++)
         low |= u[i] & 0xffff;

@@ -227,6 +227,15 @@ static void trace(int64_t n, int context, bool one)
     engine_free(e);
 }
 
+static void attach(struct model *x)
+{
+    struct lora_config c = {.r = 16, .alpha = 16};
+    for (int t = 0; t < LORA_TARGETS; t++)
+        c.target[t] = true;
+    if (lora_attach(x, &c, 1) < 0)
+        die("adapter");
+}
+
 static void check(const char *dir)
 {
     enum { PROMPT = 600, MORE = 40 };
@@ -236,6 +245,8 @@ static void check(const char *dir)
     struct model *wide;
     if (model_init(dir, TH_F32, m->device, MODEL_DRAW_ON_DEVICE, &wide) < 0)
         die("float32 model");
+    if (model_rank(m) > 0)
+        attach(wide);
     for (size_t i = 0; i < wide->n_params; i++)
         if (th_copy_(wide->params[i]->w, m->params[i]->w) < 0)
             die("copy");
@@ -548,11 +559,7 @@ int main(int argc, char **argv)
             th_scope_end(scope);
         }
         if (lora) {
-            struct lora_config c = {.r = 16, .alpha = 16};
-            for (int t = 0; t < LORA_TARGETS; t++)
-                c.target[t] = true;
-            if (lora_attach(m, &c, 1) < 0)
-                die("adapter");
+            attach(m);
             for (size_t k = 0; k < m->n_params; k++) /* B is zero */
                 if (strstr(m->params[k]->name, "lora_B"))
                     th_normal_(m->params[k]->w, 0, 0.02);

@@ -233,6 +233,9 @@ static void an_adapter_may_stay_beside_the_weights(void **state)
                 snprintf(path, sizeof path, GOLDEN "%s/adapter", cases[c]);
                 assert_int_equal(lora_load(m, path, false, NULL), 0);
                 assert_int_equal(engine_new(m, &(struct engine_options){.fp8 = true}, &e), ERR_USAGE);
+                size_t scope = th_scope_begin(); /* which puts the weights beside the adapter's */
+                assert_non_null(model_logits(m, ids, N));
+                th_scope_end(scope);
             }
             vocab = m->cfg.vocab;
             y[merged] = xmalloc((size_t)(N * vocab) * sizeof **y);
@@ -508,7 +511,7 @@ static void batches_and_drafts_change_nothing(void **state)
 /* Sizes at which all slices, tiles and parts of the kernels are in use, some half: logits of tokens one by one, by twelve, and treated as
  * many, are the same to the bit, and as near to float32's as ATen's.  rank: with an adapter of it beside the weights, of all matrices but those
  * in `without` (bits). */
-static void sizes(void **state, int d, int ff, int layers, int heads, int head_dim, int rank, int without)
+static void sizes(void **state, int d, int ff, int layers, int heads, int head_dim, int rank, unsigned without)
 {
     enum { PROMPT = 290, MORE = 12, ALL = PROMPT + MORE, VOCAB = 300 };
     const char *dir = *(char **)state;
@@ -526,7 +529,7 @@ static void sizes(void **state, int d, int ff, int layers, int heads, int head_d
             fail_msg("%s", err_text());
         struct lora_config lora = {.r = rank, .alpha = 2 * rank};
         for (int t = 0; t < LORA_TARGETS; t++)
-            lora.target[t] = !(without >> t & 1);
+            lora.target[t] = !(without & 1u << t);
         if (rank && (lora_attach(m, &lora, 1) < 0 || lora_attach(wide, &lora, 1) < 0))
             fail_msg("%s", err_text());
         for (size_t i = 0; i < m->n_params; i++) /* where it would show if something were not added */
@@ -585,8 +588,8 @@ static void larger_sizes(void **state)
 static void adapters_beside_the_weights(void **state)
 {
     sizes(state, 72, 136, 2, 4, 32, 16, 0);
-    sizes(state, 328, 616, 1, 6, 80, 21, 1 << LORA_K | 1 << LORA_UP | 1 << LORA_O);
-    sizes(state, 72, 136, 1, 4, 32, 3, ~(1 << LORA_V | 1 << LORA_DOWN));
+    sizes(state, 328, 616, 1, 6, 80, 21, 1u << LORA_K | 1u << LORA_UP | 1u << LORA_O);
+    sizes(state, 72, 136, 1, 4, 32, 3, ~(1u << LORA_V | 1u << LORA_DOWN));
 }
 
 int main(void)
