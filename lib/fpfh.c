@@ -155,17 +155,23 @@ static void cells_release(struct cells *c)
     free(c->start);
 }
 
+/* The cells with what is within the reach of p. */
+static void cells_about(const struct cells *c, const float p[3], int lo[3], int hi[3])
+{
+    for (int k = 0; k < 3; k++) {
+        int at = cell_of(c, k, p[k]);
+        lo[k] = at > 2 ? at - 2 : 0;
+        hi[k] = at + 2 < c->side[k] ? at + 2 : c->side[k] - 1;
+    }
+}
+
 /* Of the points within the reach that c was built for, reach2 squared: squared distances and numbers.  Room for
  * c->n + LANES is needed. */
 static size_t points_within(const struct cells *c, const float p[3], float reach2, float *d2, uint32_t *near)
 {
     int lo[3], hi[3];
     size_t n = 0;
-    for (int k = 0; k < 3; k++) {
-        int at = cell_of(c, k, p[k]);
-        lo[k] = at > 2 ? at - 2 : 0;
-        hi[k] = at + 2 < c->side[k] ? at + 2 : c->side[k] - 1;
-    }
+    cells_about(c, p, lo, hi);
     for (int z = lo[2]; z <= hi[2]; z++)
         for (int y = lo[1]; y <= hi[1]; y++) {
             size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
@@ -181,6 +187,37 @@ static size_t points_within(const struct cells *c, const float p[3], float reach
         }
     return n;
 }
+
+#ifdef __AVX2__
+/* The same with vectors of 512 bits, where the machine has them; room for c->n + 2 * LANES is needed. */
+__attribute__((target("avx512f"))) static size_t points_within_512(const struct cells *c, const float p[3], float reach2, float *d2,
+                                                                   uint32_t *near)
+{
+    enum { WIDE = 16 };
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 px = _mm512_set1_ps(p[0]), py = _mm512_set1_ps(p[1]), pz = _mm512_set1_ps(p[2]), reach = _mm512_set1_ps(reach2);
+    int lo[3], hi[3];
+    size_t n = 0;
+    cells_about(c, p, lo, hi);
+    for (int z = lo[2]; z <= hi[2]; z++)
+        for (int y = lo[1]; y <= hi[1]; y++) {
+            size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
+            uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
+            for (uint32_t j = from; j < to; j += WIDE) {
+                __m512 dx = _mm512_sub_ps(_mm512_loadu_ps(c->x + j), px), dy = _mm512_sub_ps(_mm512_loadu_ps(c->y + j), py);
+                __m512 dz = _mm512_sub_ps(_mm512_loadu_ps(c->z + j), pz);
+                __m512 d = _mm512_add_ps(_mm512_add_ps(_mm512_mul_ps(dx, dx), _mm512_mul_ps(dy, dy)), _mm512_mul_ps(dz, dz));
+                __mmask16 m = _mm512_cmp_ps_mask(d, reach, _CMP_LT_OQ);
+                if (to - j < WIDE)
+                    m &= (__mmask16)((1u << (to - j)) - 1);
+                _mm512_storeu_ps(d2 + n, _mm512_maskz_compress_ps(m, d));
+                _mm512_storeu_si512(near + n, _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lane, _mm512_set1_epi32((int)j))));
+                n += (size_t)__builtin_popcount(m);
+            }
+        }
+    return n;
+}
+#endif
 
 static size_t count_below(const float *d2, size_t k, float than)
 {
@@ -238,6 +275,11 @@ static float nth_smallest(const float *d2, size_t k, size_t want, float most)
  * looked for in cells of their own, within a part of it that has enough for most points. */
 static void find_neighbours(struct cloud *c, const double *xyz, float reach2)
 {
+    size_t (*within_reach)(const struct cells *, const float[3], float, float *, uint32_t *) = points_within;
+#ifdef __AVX2__
+    if (__builtin_cpu_supports("avx512f"))
+        within_reach = points_within_512;
+#endif
     size_t total = 0, words = (c->n + 63) / 64;
     double spread = 0;
     for (size_t i = 0; i < c->n; i++)
@@ -269,13 +311,13 @@ static void find_neighbours(struct cloud *c, const double *xyz, float reach2)
         float p[3] = {c->x[i], c->y[i], c->z[i]}, within = reach2;
         size_t n = 0, end = total + FEATURE_NN;
         if (dense) {
-            n = points_within(&small, p, within = (float)part2, d2, near);
+            n = within_reach(&small, p, within = (float)part2, d2, near);
             if (n <= FEATURE_NN)
                 within = reach2;
         }
         bool by_place = within < reach2;
         if (!by_place)
-            n = points_within(&c->by, p, reach2, d2, near);
+            n = within_reach(&c->by, p, reach2, d2, near);
         float limit = reach2;
         bool most = n > FEATURE_NN;
         if (most)
@@ -366,13 +408,17 @@ static void set_normal(struct cloud *c, size_t i, float reach2)
     }
     if (k > NORMAL_NN)
         limit = nth_smallest(kept, k, NORMAL_NN, reach2);
-    double n = 0, s[3] = {0}, a[6] = {0}, normal[3] = {0, 0, 1};
-    for (size_t j = 0; j < k; j++) {
-        if (!(kept[j] < limit))
-            continue;
+    size_t n_near = 0;
+    for (size_t j = 0; j < k; j += LANES) { /* in place */
+        v8 d = *(const v8 *)(kept + j);
+        uint32_t m = lanes((d < limit) & (LANE < (int32_t)(k - j)));
+        n_near += compress(m, d, *(const i8 *)(at + j), kept + n_near, at + n_near);
+    }
+    const double n = (double)n_near;
+    double s[3] = {0}, a[6] = {0}, normal[3] = {0, 0, 1};
+    for (size_t j = 0; j < n_near; j++) {
         uint32_t q = c->near[at[j]];
         double d[3] = {c->x[q] - c->x[i], c->y[q] - c->y[i], c->z[q] - c->z[i]};
-        n++;
         for (int r = 0; r < 3; r++)
             s[r] += d[r];
         a[0] += d[0] * d[0], a[1] += d[0] * d[1], a[2] += d[0] * d[2];
@@ -387,6 +433,25 @@ static void set_normal(struct cloud *c, size_t i, float reach2)
     c->nx[i] = (float)(out * normal[0]);
     c->ny[i] = (float)(out * normal[1]);
     c->nz[i] = (float)(out * normal[2]);
+}
+
+/* b where one is no number. */
+static inline v8 greater(v8 a, v8 b)
+{
+#ifdef __AVX__
+    return (v8)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return select8(a > b, a, b);
+#endif
+}
+
+static inline v8 lesser(v8 a, v8 b)
+{
+#ifdef __AVX__
+    return (v8)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return select8(a < b, a, b);
+#endif
 }
 
 static inline v8 absolute(v8 a)
@@ -413,68 +478,121 @@ static inline v8 atan2_fast(v8 y, v8 x)
 {
     v8 ax = absolute(x), ay = absolute(y), tiny = (v8){0} + 1e-30f;
     i8 steep = ay > ax;
-    v8 big = select8(steep, ay, ax), small = select8(steep, ax, ay);
-    v8 t = small / select8(big > tiny, big, tiny), s = t * t;
+    v8 t = lesser(ax, ay) / greater(greater(ax, ay), tiny), s = t * t;
     v8 r = t * (0.9998660f + s * (-0.3302995f + s * (0.1801410f + s * (-0.0851330f + s * 0.0208351f))));
     r = select8(steep, 1.57079637f - r, r);
     r = select8(x < 0, 3.14159274f - r, r);
-    return select8(y < 0, -r, r);
+    return (v8)((i8)r ^ ((y < 0) & INT32_MIN));
 }
 
 /* Which bin a value from 0 to FPFH_BINS is in, LANES at a time. */
 static inline i8 bins_of(v8 v)
 {
     v8 most = (v8){0} + (FPFH_BINS - 1);
-    v = select8(v > 0, v, (v8){0});
-    v = select8(v < most, v, most);
-    return __builtin_convertvector(v, i8);
+    return __builtin_convertvector(lesser(greater(v, (v8){0}), most), i8);
 }
 
-/* Neighbours of one point whose pairs are to be looked at, by coordinate. */
+/* Neighbours of one point whose pairs are to be looked at. */
 struct batch {
-    float d[6][FEATURE_NN + LANES]; /* offset, normal */
-    uint32_t j[FEATURE_NN];
-    bool mutual[FEATURE_NN];        /* the pair counts for the neighbour, too */
+    uint32_t j[FEATURE_NN + 2 * LANES]; /* with MUTUAL: the pair counts for the neighbour, too */
     int32_t bin[3][FEATURE_NN + LANES];
 };
+
+#define MUTUAL (1u << 31)
+
+/* Place and normal of a point, together in memory. */
+struct oriented {
+    float x[3], n[3], unused[2];
+};
+
+/* Those of LANES points, by coordinate. */
+static inline __attribute__((always_inline)) void by_coordinate(const struct oriented *p, const uint32_t *j, v8 x[3], v8 n[3])
+{
+#ifdef __AVX__
+    __m256 low[4], high[4];
+    for (int k = 0; k < 4; k++) {
+        const float *a = (const float *)&p[j[k] & ~MUTUAL], *b = (const float *)&p[j[k + 4] & ~MUTUAL];
+        low[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+        high[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a + 4)), _mm_loadu_ps(b + 4), 1);
+    }
+    __m256 xy0 = _mm256_unpacklo_ps(low[0], low[1]), xy1 = _mm256_unpacklo_ps(low[2], low[3]);
+    __m256 zn0 = _mm256_unpackhi_ps(low[0], low[1]), zn1 = _mm256_unpackhi_ps(low[2], low[3]);
+    __m256 nn0 = _mm256_unpacklo_ps(high[0], high[1]), nn1 = _mm256_unpacklo_ps(high[2], high[3]);
+    x[0] = (v8)_mm256_shuffle_ps(xy0, xy1, 0x44);
+    x[1] = (v8)_mm256_shuffle_ps(xy0, xy1, 0xee);
+    x[2] = (v8)_mm256_shuffle_ps(zn0, zn1, 0x44);
+    n[0] = (v8)_mm256_shuffle_ps(zn0, zn1, 0xee);
+    n[1] = (v8)_mm256_shuffle_ps(nn0, nn1, 0x44);
+    n[2] = (v8)_mm256_shuffle_ps(nn0, nn1, 0xee);
+#else
+    for (int k = 0; k < LANES; k++)
+        for (int r = 0; r < 3; r++) {
+            x[r][k] = p[j[k] & ~MUTUAL].x[r];
+            n[r][k] = p[j[k] & ~MUTUAL].n[r];
+        }
+#endif
+}
+
+static inline v8 gather(const float *from, i8 at)
+{
+#ifdef __AVX2__
+    return (v8)_mm256_i32gather_ps(from, (__m256i)at, 4);
+#else
+    v8 v;
+    for (int k = 0; k < LANES; k++)
+        v[k] = from[at[k]];
+    return v;
+#endif
+}
+
+/* Neighbours of i whose pair is not looked at from their side; without a branch, as it would go either way.  Room for LANES more
+ * than FEATURE_NN is needed: i itself fills up the last vector. */
+static int pairs_of(const struct cloud *c, uint32_t i, uint32_t *j)
+{
+    const uint32_t from = c->first[i], to = c->first[i + 1];
+    float unused[FEATURE_NN + 2 * LANES];
+    size_t n = 0;
+    for (uint32_t k = from; k < to; k += LANES) {
+        v8 d2 = *(const v8 *)(c->near_d2 + k);
+        i8 there = LANE < (int32_t)(to - k), q = *(const i8 *)(c->near + k) & there, at = (i8){0} + (int32_t)i;
+        i8 mutual = d2 <= gather(c->limit, q);
+        n += compress(lanes(there & ((q > at) | ((q < at) & ~mutual))), d2, q | (mutual & INT32_MIN), unused + n, j + n);
+    }
+    for (int k = 0; k < LANES; k++)
+        j[n + (size_t)k] = i;
+    return (int)n;
+}
 
 /* Simplified histograms: angles of the Darboux frame of each point with each neighbour.  A pair has the same
  * from either side, so it is looked at once. */
 static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
 {
     struct batch b;
+    struct oriented *p = xmalloc(c->n * sizeof *p);
+    for (size_t i = 0; i < c->n; i++)
+        p[i] = (struct oriented){{c->x[i], c->y[i], c->z[i]}, {c->nx[i], c->ny[i], c->nz[i]}, {0}};
     for (size_t i = 0; i < c->n; i++) {
-        int n = 0;
-        for (uint32_t k = c->first[i]; k < c->first[i + 1]; k++) {
-            uint32_t q = c->near[k];
-            bool mutual = c->near_d2[k] <= c->limit[q];
-            if (q == i || (q < i && mutual)) /* looked at from its side */
-                continue;
-            b.d[0][n] = c->x[q] - c->x[i], b.d[1][n] = c->y[q] - c->y[i], b.d[2][n] = c->z[q] - c->z[i];
-            b.d[3][n] = c->nx[q], b.d[4][n] = c->ny[q], b.d[5][n] = c->nz[q];
-            b.j[n] = q;
-            b.mutual[n++] = mutual;
-        }
-        for (int k = 0; k < 6; k++)
-            memset(&b.d[k][n], 0, LANES * sizeof(float));
+        const int n = pairs_of(c, (uint32_t)i, b.j);
         v8 ax = (v8){0} + c->nx[i], ay = (v8){0} + c->ny[i], az = (v8){0} + c->nz[i];
         for (int k = 0; k < n; k += LANES) {
-            v8 ux = *(const v8 *)&b.d[0][k], uy = *(const v8 *)&b.d[1][k], uz = *(const v8 *)&b.d[2][k];
-            v8 mx = *(const v8 *)&b.d[3][k], my = *(const v8 *)&b.d[4][k], mz = *(const v8 *)&b.d[5][k];
+            v8 x[3], m[3];
+            by_coordinate(p, b.j + k, x, m);
+            v8 ux = x[0] - c->x[i], uy = x[1] - c->y[i], uz = x[2] - c->z[i], mx = m[0], my = m[1], mz = m[2];
             v8 inv = inverse_root(ux * ux + uy * uy + uz * uz + 1e-30f);
             ux *= inv, uy *= inv, uz *= inv;
             v8 s1 = ax * ux + ay * uy + az * uz, s2 = mx * ux + my * uy + mz * uz;
             /* the frame stands on the point whose normal is nearer to the line between them */
             i8 other = absolute(s1) < absolute(s2);
-            v8 nx = select8(other, mx, ax), ny = select8(other, my, ay), nz = select8(other, mz, az);
-            v8 ox = select8(other, ax, mx), oy = select8(other, ay, my), oz = select8(other, az, mz);
+            i8 swap[3] = {((i8)mx ^ (i8)ax) & other, ((i8)my ^ (i8)ay) & other, ((i8)mz ^ (i8)az) & other};
+            v8 nx = (v8)((i8)ax ^ swap[0]), ny = (v8)((i8)ay ^ swap[1]), nz = (v8)((i8)az ^ swap[2]);
+            v8 ox = (v8)((i8)mx ^ swap[0]), oy = (v8)((i8)my ^ swap[1]), oz = (v8)((i8)mz ^ swap[2]);
             i8 sign = other & INT32_MIN;
             ux = (v8)((i8)ux ^ sign), uy = (v8)((i8)uy ^ sign), uz = (v8)((i8)uz ^ sign);
             v8 phi = select8(other, -s2, s1);
             v8 vx = uy * nz - uz * ny, vy = uz * nx - ux * nz, vz = ux * ny - uy * nx;
             v8 len2 = vx * vx + vy * vy + vz * vz;
             i8 bent = len2 > 1e-12f;
-            v8 iv = inverse_root(select8(bent, len2, (v8){0} + 1));
+            v8 iv = inverse_root(len2); /* infinite or no number only where it is not bent, and nothing of it is used */
             vx *= iv, vy *= iv, vz *= iv;
             v8 wx = ny * vz - nz * vy, wy = nz * vx - nx * vz, wz = nx * vy - ny * vx;
             v8 theta = atan2_fast(wx * ox + wy * oy + wz * oz, nx * ox + ny * oy + nz * oz), alpha = vx * ox + vy * oy + vz * oz;
@@ -483,13 +601,15 @@ static void simple_histograms(const struct cloud *c, uint8_t (*count)[FPFH_PAD])
             *(i8 *)&b.bin[2][k] = bins_of(((v8)((i8)phi & bent) + 1) * (FPFH_BINS * 0.5f)) + 2 * FPFH_BINS;
         }
         for (int k = 0; k < n; k++) {
-            uint8_t *own = count[i], *its = count[b.j[k]];
+            const uint32_t mutual = b.j[k] >> 31;
+            uint8_t *own = count[i], *its = count[b.j[k] & ~MUTUAL];
             for (int h = 0; h < 3; h++) {
                 own[b.bin[h][k]]++;
-                its[b.bin[h][k]] = (uint8_t)(its[b.bin[h][k]] + b.mutual[k]);
+                its[b.bin[h][k]] = (uint8_t)(its[b.bin[h][k]] + mutual);
             }
         }
     }
+    free(p);
 }
 
 void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
@@ -505,6 +625,7 @@ void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
     for (size_t i = 0; i < n; i++)
         set_normal(&c, i, (float)(4 * voxel * voxel));
     uint8_t(*count)[FPFH_PAD] = xcalloc(n, sizeof *count);
+    float(*real)[FPFH_PAD] = xmalloc(n * sizeof *real); /* the same, to be multiplied */
     float *step = xmalloc(n * sizeof *step); /* a pair's share of 100 */
     f->feature = xcalloc(n * FPFH_PAD, sizeof *f->feature);
     simple_histograms(&c, count);
@@ -512,15 +633,23 @@ void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
         int pairs = 0;
         for (int k = 0; k < FPFH_BINS; k++)
             pairs += count[i][k];
+        for (int k = 0; k < FPFH_PAD; k += LANES)
+            *(v8 *)(real[i] + k) = to_floats(count[i] + k);
         step[i] = pairs ? 100.0f / (float)pairs : 0;
     }
     for (size_t i = 0; i < n; i++) {
         v8 sum[FPFH_PAD / LANES] = {{0}};
-        for (uint32_t j = c.first[i]; j < c.first[i + 1]; j++) {
-            float w = c.near_d2[j] > 0 ? step[c.near[j]] / c.near_d2[j] : 0;
-            const uint8_t *s = count[c.near[j]];
+        float w[FEATURE_NN + LANES];
+        const uint32_t from = c.first[i], n_near = c.first[i + 1] - from;
+        for (uint32_t j = 0; j < n_near; j += LANES) {
+            v8 d2 = *(const v8 *)(c.near_d2 + from + j);
+            v8 share = gather(step, *(const i8 *)(c.near + from + j) & (LANE < (int32_t)(n_near - j)));
+            *(v8 *)(w + j) = select8(d2 > 0, share / d2, (v8){0});
+        }
+        for (uint32_t j = 0; j < n_near; j++) {
+            const float *s = real[c.near[from + j]];
             for (int k = 0; k < FPFH_PAD / LANES; k++)
-                sum[k] += w * to_floats(s + k * LANES);
+                sum[k] += w[j] * *(const v8 *)(s + k * LANES);
         }
         float *out = f->feature + i * FPFH_PAD, weighted[FPFH_PAD];
         memcpy(weighted, sum, sizeof weighted);
@@ -534,6 +663,7 @@ void fpfh_build(struct fpfh *f, const double *xyz, size_t n, double voxel)
         }
     }
     free(count);
+    free(real);
     free(step);
     free(block);
     cells_release(&c.by);

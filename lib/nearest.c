@@ -41,27 +41,38 @@ struct building {
     uint32_t *order;
 };
 
+/* Moves those of order[lo..hi) whose coordinate is below the pivot (or, with `equal`, at it) to the front, without a branch,
+ * as it would go either way half of the time (Lomuto); returns their end. */
+static size_t to_front(const double *at, uint32_t *order, size_t lo, size_t hi, double pivot, bool equal)
+{
+    size_t end = lo;
+    for (size_t i = lo; i < hi; i++) {
+        uint32_t o = order[i];
+        double v = at[3 * (size_t)o];
+        order[i] = order[end];
+        order[end] = o;
+        end += equal ? v <= pivot : v < pivot;
+    }
+    return end;
+}
+
 /* Quickselect (Hoare): order[lo..hi) with its k-th by coordinate dim in place. */
 static void select_nth(const double *xyz, uint32_t *order, size_t lo, size_t hi, size_t k, int dim)
 {
+    const double *at = xyz + dim;
     while (hi - lo > 1) {
-        double pivot = xyz[3 * (size_t)order[lo + (hi - lo - 1) / 2] + (size_t)dim];
-        size_t i = lo, j = hi - 1;
-        for (;;) {
-            while (xyz[3 * (size_t)order[i] + (size_t)dim] < pivot)
-                i++;
-            while (xyz[3 * (size_t)order[j] + (size_t)dim] > pivot)
-                j--;
-            if (i >= j)
-                break;
-            uint32_t swap = order[i];
-            order[i++] = order[j];
-            order[j--] = swap;
+        double a = at[3 * (size_t)order[lo]], b = at[3 * (size_t)order[lo + (hi - lo) / 2]], c = at[3 * (size_t)order[hi - 1]];
+        double least = a < b ? a : b, most = a < b ? b : a, pivot = c < least ? least : c > most ? most : c; /* the middle one */
+        size_t mid = to_front(at, order, lo, hi, pivot, false);
+        if (k < mid) {
+            hi = mid;
+            continue;
         }
-        if (k <= j)
-            hi = j + 1;
-        else
-            lo = j + 1;
+        lo = mid;
+        mid = to_front(at, order, lo, hi, pivot, true);
+        if (k < mid || mid == lo)
+            return; /* it is one of those equal to the pivot, or that is no number */
+        lo = mid;
     }
 }
 
@@ -232,20 +243,61 @@ static inline __attribute__((always_inline)) void take(const struct kdtree *t, c
     f->limit = limit_of(t, f->bound);
 }
 
+/* The squared length of (x, y, z), rounded however is quickest. */
+static inline v8 dot(v8 x, v8 y, v8 z)
+{
+#ifdef __FMA__
+    return (v8)_mm256_fmadd_ps((__m256)z, (__m256)z, _mm256_fmadd_ps((__m256)y, (__m256)y, _mm256_mul_ps((__m256)x, (__m256)x)));
+#else
+    return x * x + y * y + z * z;
+#endif
+}
+
+/* A bit for each of a leaf's squared distances that is below the limit. */
+static inline uint32_t below(const v8 d[LEAF / WIDE], float limit)
+{
+    uint32_t near = 0;
+    for (int h = 0; h < LEAF / WIDE; h++) {
+        i8 in = d[h] < limit;
+#ifdef __AVX__
+        near |= (uint32_t)_mm256_movemask_ps((__m256)in) << (WIDE * h);
+#else
+        for (int k = 0; k < WIDE; k++)
+            near |= (uint32_t)(in[k] & 1) << (WIDE * h + k);
+#endif
+    }
+    return near;
+}
+
+static inline v8 lesser(v8 a, v8 b)
+{
+#ifdef __AVX__
+    return (v8)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+    i8 m = a < b;
+    return (v8)(((i8)a & m) | ((i8)b & ~m));
+}
+
 static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree *t, const struct leaf *l, const struct query *q, bool many,
                                                             struct found *f)
 {
     float limit = f->limit + q->slack;
-    uint32_t near = 0;
-    for (uint32_t h = 0; h < LEAF; h += WIDE) {
-        v8 dx = *(const v8 *)(l->x + h) - q->near[0], dy = *(const v8 *)(l->y + h) - q->near[1], dz = *(const v8 *)(l->z + h) - q->near[2];
-        i8 in = dx * dx + dy * dy + dz * dz < limit;
-#ifdef __AVX__
-        near |= (uint32_t)_mm256_movemask_ps((__m256)in) << h;
-#else
-        for (uint32_t k = 0; k < WIDE; k++)
-            near |= (uint32_t)(in[k] & 1) << (h + k);
-#endif
+    v8 d[LEAF / WIDE];
+    for (int h = 0; h < LEAF / WIDE; h++) {
+        v8 dx = *(const v8 *)(l->x + WIDE * h) - q->near[0], dy = *(const v8 *)(l->y + WIDE * h) - q->near[1];
+        v8 dz = *(const v8 *)(l->z + WIDE * h) - q->near[2];
+        d[h] = dot(dx, dy, dz);
+    }
+    uint32_t near = below(d, limit);
+    if (!many && near & (near - 1)) {
+        /* Only what may be the nearest of them is looked at again: each of d is off by at most as much as limit_of() says, so
+         * the nearest one's is at most 1.0001 (1.0001 least + slack) + slack. */
+        v8 m = lesser(lesser(d[0], d[1]), lesser(d[2], d[3]));
+        float least = m[0];
+        for (int k = 1; k < WIDE; k++)
+            least = m[k] < least ? m[k] : least;
+        least = least * 1.0003f + 3 * q->slack;
+        near = below(d, least < limit ? least : limit);
     }
     for (; near; near &= near - 1)
         take(t, q->x, many, l->index[__builtin_ctz(near)], f);
