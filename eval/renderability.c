@@ -165,14 +165,12 @@ static void check_shape(const struct part *p, struct reasons *r)
         add_reason(r, "loose_shell: %u outside any solid", p->n_loose_shells);
     if (p->n_closed_shells < p->n_shells)
         add_reason(r, "open_shell: %u of %u", p->n_shells - p->n_closed_shells, p->n_shells);
-    double d = 0;
-    for (int k = 0; k < 3; k++)
-        d += (p->box[k + 3] - p->box[k]) * (p->box[k + 3] - p->box[k]);
+    double d2 = part_diagonal2(p);
     if (part_gaps(p))
         add_reason(r, "gap: edges or vertices %g mm apart", p->tolerance);
     if (p->checked && !p->valid)
         add_reason(r, "invalid: %s", p->invalid);
-    if (p->n_solids && !(p->min_solid_volume > 1e-12 * d * sqrt(d))) /* a flat one's is 0 but for rounding */
+    if (p->n_solids && !(p->min_solid_volume > 1e-12 * d2 * sqrt(d2))) /* a flat one's is 0 but for rounding */
         add_reason(r, "volume: a solid of %g mm^3", p->min_solid_volume);
 }
 

@@ -1051,7 +1051,6 @@ template <int NC, int HD> __global__ void __launch_bounds__(SUM_UP_THREADS) sum_
 
 // ---- out and down ----
 
-
 // The residual stream's products: out and down.  A block takes a tile, its warps the slices; x comes with the weights.
 template <int NC, bool FP8, int K> __global__ void __maxnreg__(NC == 1 && FP8 ? K == DK_OUT ? 64 : 56 : 96)
     sums_kernel(const __grid_constant__ dk_model m, const __grid_constant__ dk_work w, const __grid_constant__ product p)
@@ -1611,7 +1610,6 @@ product product_of(const dk_model &m, const dk_work &w, int kind, int layer, int
     p.tiles = tiles_of(m, kind);
     p.layer = layer;
     p.mark = kernel;
-    p.parts = 0;
     p.scale = !m.fp8 ? nullptr : l ? l->scale[kind] : m.head_scale;
     p.x = kind == DK_OUT ? w.ao : kind == DK_DOWN ? w.act : w.h;
     switch (kind) {

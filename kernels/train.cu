@@ -122,6 +122,22 @@ template <class Op> __device__ __forceinline__ float over_row(float v, float *sh
     return v;
 }
 
+// The row that its threads keep, C times 8 values each, as e4m3 with its scale; top: the largest of this thread's.
+template <int C>
+__device__ __forceinline__ void store_row_q(const float (&v)[C][8], float top, bool on, int64_t row, int d, uint8_t *q, int64_t ld_q, float *qs, float *shared)
+{
+    top = over_row<max_of>(top, shared);
+    float inverse = top > 0 ? 448 / top : 0;
+    if (on && threadIdx.x == 0)
+        qs[row] = top / 448;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        int j = (c * blockDim.x + threadIdx.x) * 8;
+        if (on && j < d)
+            store_q(q + row * ld_q + j, v[c], inverse);
+    }
+}
+
 template <typename T, int C> // C: how often the threads of a row span it
 __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, const T *add, const T *w, float eps, T *sum, T *y,
                                             int64_t ld_y, float *rstd, uint8_t *q, int64_t ld_q, float *qs)
@@ -172,16 +188,7 @@ __global__ void __launch_bounds__(256) norm(int64_t rows, int d, const T *x, con
         for (int c = 0; c < C; c++)
             if (on && (c * blockDim.x + threadIdx.x) * 8 < d)
                 top = largest(v[c], top);
-        top = over_row<max_of>(top, shared);
-        float inverse = top > 0 ? 448 / top : 0;
-        if (on && threadIdx.x == 0)
-            qs[row] = top / 448;
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            int j = (c * blockDim.x + threadIdx.x) * 8;
-            if (on && j < d)
-                store_q(q + row * ld_q + j, v[c], inverse);
-        }
+        store_row_q(v, top, on, row, d, q, ld_q, qs, shared);
     }
 }
 
@@ -322,16 +329,7 @@ __global__ void __launch_bounds__(256) norm_backward(int64_t rows, int d, const 
         }
         if (!q)
             continue;
-        top = over_row<max_of>(top, shared);
-        float inverse = top > 0 ? 448 / top : 0;
-        if (on && threadIdx.x == 0)
-            qs[row] = top / 448;
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            int j = (c * blockDim.x + threadIdx.x) * 8;
-            if (on && j < d)
-                store_q(q + row * ld_q + j, g[c], inverse);
-        }
+        store_row_q(g, top, on, row, d, q, ld_q, qs, shared);
     }
     if (DW)
 #pragma unroll

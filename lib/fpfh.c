@@ -4,44 +4,11 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
+#include "lib/lanes.h"
 #include "lib/mem.h"
 
 enum { NORMAL_NN = 30, FEATURE_NN = 100, LANES = 8, MAX_CELLS = 48 };
-
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
-
-/* mask ? a : b, lane by lane */
-static inline i8 choose(i8 mask, i8 a, i8 b)
-{
-#ifdef __AVX2__
-    return (i8)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)mask);
-#else
-    return (a & mask) | (b & ~mask);
-#endif
-}
-
-static inline v8 select8(i8 mask, v8 a, v8 b)
-{
-    return (v8)choose(mask, (i8)a, (i8)b);
-}
-
-/* A bit for each lane of a comparison that holds. */
-static inline uint32_t lanes(i8 mask)
-{
-#ifdef __AVX__
-    return (uint32_t)_mm256_movemask_ps((__m256)mask);
-#else
-    uint32_t m = 0;
-    for (int k = 0; k < LANES; k++)
-        m |= (uint32_t)(mask[k] < 0) << k;
-    return m;
-#endif
-}
 
 static const i8 LANE = {0, 1, 2, 3, 4, 5, 6, 7};
 
@@ -155,6 +122,14 @@ static void cells_release(struct cells *c)
     free(c->start);
 }
 
+/* A row of cells, of those that cells_about() gives, holds the points *from .. *to - 1. */
+static inline void cells_run(const struct cells *c, const int lo[3], const int hi[3], int y, int z, uint32_t *from, uint32_t *to)
+{
+    size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
+    *from = c->start[row + (size_t)lo[0]];
+    *to = c->start[row + (size_t)hi[0] + 1];
+}
+
 /* The cells with what is within the reach of p. */
 static void cells_about(const struct cells *c, const float p[3], int lo[3], int hi[3])
 {
@@ -174,8 +149,8 @@ static size_t points_within(const struct cells *c, const float p[3], float reach
     cells_about(c, p, lo, hi);
     for (int z = lo[2]; z <= hi[2]; z++)
         for (int y = lo[1]; y <= hi[1]; y++) {
-            size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
-            uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
+            uint32_t from, to;
+            cells_run(c, lo, hi, y, z, &from, &to);
             for (uint32_t j = from; j < to; j += LANES) { /* past the end of a run: padding or the next run */
                 v8 dx = *(const v8 *)(c->x + j) - p[0], dy = *(const v8 *)(c->y + j) - p[1], dz = *(const v8 *)(c->z + j) - p[2];
                 v8 d = dx * dx + dy * dy + dz * dz;
@@ -201,8 +176,8 @@ __attribute__((target("avx512f"))) static size_t points_within_512(const struct 
     cells_about(c, p, lo, hi);
     for (int z = lo[2]; z <= hi[2]; z++)
         for (int y = lo[1]; y <= hi[1]; y++) {
-            size_t row = ((size_t)z * (size_t)c->side[1] + (size_t)y) * (size_t)c->side[0];
-            uint32_t from = c->start[row + (size_t)lo[0]], to = c->start[row + (size_t)hi[0] + 1];
+            uint32_t from, to;
+            cells_run(c, lo, hi, y, z, &from, &to);
             for (uint32_t j = from; j < to; j += WIDE) {
                 __m512 dx = _mm512_sub_ps(_mm512_loadu_ps(c->x + j), px), dy = _mm512_sub_ps(_mm512_loadu_ps(c->y + j), py);
                 __m512 dz = _mm512_sub_ps(_mm512_loadu_ps(c->z + j), pz);
@@ -433,25 +408,6 @@ static void set_normal(struct cloud *c, size_t i, float reach2)
     c->nx[i] = (float)(out * normal[0]);
     c->ny[i] = (float)(out * normal[1]);
     c->nz[i] = (float)(out * normal[2]);
-}
-
-/* b where one is no number. */
-static inline v8 greater(v8 a, v8 b)
-{
-#ifdef __AVX__
-    return (v8)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    return select8(a > b, a, b);
-#endif
-}
-
-static inline v8 lesser(v8 a, v8 b)
-{
-#ifdef __AVX__
-    return (v8)_mm256_min_ps((__m256)a, (__m256)b);
-#else
-    return select8(a < b, a, b);
-#endif
 }
 
 static inline v8 absolute(v8 a)

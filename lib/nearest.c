@@ -4,17 +4,11 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
 
+#include "lib/lanes.h"
 #include "lib/mem.h"
 
 enum { LEAF = 32, WIDE = 8, MAX_STACK = 256, LEAF_BIT = 1u << 31 };
-
-typedef double v4 __attribute__((vector_size(32), aligned(8)));
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
 
 /* Boxes of up to eight children, about the tree's centre and in units of its radius, a little too wide for what
  * single precision loses.  A child is a node, or a leaf with LEAF_BIT; an empty one has a box infinitely far. */
@@ -257,25 +251,9 @@ static inline v8 dot(v8 x, v8 y, v8 z)
 static inline uint32_t below(const v8 d[LEAF / WIDE], float limit)
 {
     uint32_t near = 0;
-    for (int h = 0; h < LEAF / WIDE; h++) {
-        i8 in = d[h] < limit;
-#ifdef __AVX__
-        near |= (uint32_t)_mm256_movemask_ps((__m256)in) << (WIDE * h);
-#else
-        for (int k = 0; k < WIDE; k++)
-            near |= (uint32_t)(in[k] & 1) << (WIDE * h + k);
-#endif
-    }
+    for (int h = 0; h < LEAF / WIDE; h++)
+        near |= lanes(d[h] < limit) << (WIDE * h);
     return near;
-}
-
-static inline v8 lesser(v8 a, v8 b)
-{
-#ifdef __AVX__
-    return (v8)_mm256_min_ps((__m256)a, (__m256)b);
-#endif
-    i8 m = a < b;
-    return (v8)(((i8)a & m) | ((i8)b & ~m));
 }
 
 static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree *t, const struct leaf *l, const struct query *q, bool many,
@@ -301,15 +279,6 @@ static inline __attribute__((always_inline)) void scan_leaf(const struct kdtree 
     }
     for (; near; near &= near - 1)
         take(t, q->x, many, l->index[__builtin_ctz(near)], f);
-}
-
-static inline v8 greater(v8 a, v8 b)
-{
-#ifdef __AVX__
-    return (v8)_mm256_max_ps((__m256)a, (__m256)b);
-#endif
-    i8 m = a > b;
-    return (v8)(((i8)a & m) | ((i8)b & ~m));
 }
 
 /* Squared distances of q, about the centre, to the boxes of nd's children, from below. */

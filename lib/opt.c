@@ -359,7 +359,7 @@ int opt_check_required(struct opt *const tables[], int n)
     return ERR_OK;
 }
 
-static void value_text(const struct opt *o, struct buf *out)
+void opt_value(const struct opt *o, struct buf *out)
 {
     char tmp[32];
     switch (o->type) {
@@ -370,7 +370,12 @@ static void value_text(const struct opt *o, struct buf *out)
         buf_puts(out, tmp);
         break;
     case OPT_STR: buf_puts(out, *(const char **)o->value ? *(const char **)o->value : ""); break;
-    case OPT_LIST: break;
+    case OPT_LIST: {
+        const struct opt_list *l = o->value;
+        for (size_t i = 0; i < l->n; i++)
+            buf_printf(out, "%s%s", i ? " " : "", l->v[i]);
+        break;
+    }
     }
 }
 
@@ -391,7 +396,7 @@ void opt_help(const struct opt *table, struct buf *out)
             buf_printf(out, "\n%33s", "");
         buf_puts(out, o->help);
         if (o->type != OPT_LIST)
-            value_text(o, &def);
+            opt_value(o, &def);
         if (o->flags & OPT_REQUIRED)
             buf_puts(out, " (required)");
         else if (def.n && strcmp(def.s, "false") && o->letter != 'h') /* --help itself is on by now */
@@ -416,7 +421,7 @@ void opt_dump(const struct opt *table, bool for_key, struct buf *out)
         buf_printf(out, "%s = ", o->name);
         if (o->type == OPT_STR)
             buf_putc(out, '"');
-        value_text(o, out);
+        opt_value(o, out);
         if (o->type == OPT_STR)
             buf_putc(out, '"');
         buf_putc(out, '\n');

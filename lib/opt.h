@@ -81,6 +81,8 @@ int opt_check_required(struct opt *const tables[], int n_tables);
 
 /* "  --out DIR          where to write" lines. */
 void opt_help(const struct opt *table, struct buf *out);
+/* An option's present value as text: 1e-05, true, bf16; of a list, "q_proj v_proj". */
+void opt_value(const struct opt *o, struct buf *out);
 /* Resolved "name = value" lines; for_key leaves out OPT_NO_KEY options. */
 void opt_dump(const struct opt *table, bool for_key, struct buf *out);
 

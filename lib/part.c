@@ -116,12 +116,17 @@ int part_decode(const char *data, size_t n, struct part *out)
     return err_set(ERR_FORMAT, "a result of %zu bytes is cut short", n);
 }
 
-bool part_gaps(const struct part *p)
+double part_diagonal2(const struct part *p)
 {
     double d2 = 0;
     for (int k = 0; k < 3; k++)
         d2 += (p->box[k + 3] - p->box[k]) * (p->box[k + 3] - p->box[k]);
-    return p->tolerance > 0.01 * sqrt(d2);
+    return d2;
+}
+
+bool part_gaps(const struct part *p)
+{
+    return p->tolerance > 0.01 * sqrt(part_diagonal2(p));
 }
 
 void part_release(struct part *p)

@@ -90,6 +90,7 @@ void part_job_text(const struct part_request *q, const char *name, const char *t
 int part_job_decode(const char *job, size_t n, struct part_request *q, const char **name, const char **text,
                     size_t *text_n);
 
+double part_diagonal2(const struct part *p); /* of its box, squared; mm^2 */
 /* The reader bridges any gap by a larger tolerance, with which BRepCheck is then content: whether it is beyond a hundredth
  * of the diagonal.  Real files stay below a hundredth of that. */
 bool part_gaps(const struct part *p);

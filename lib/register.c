@@ -3,11 +3,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
 #include "lib/fpfh.h"
+#include "lib/lanes.h"
 #include "lib/mem.h"
 #include "lib/nearest.h"
 
@@ -299,9 +297,6 @@ static void quaternion_matrix(const double q[4], double r[9]) /* w x y z, any le
     r[3] = s * (x * y + w * z), r[4] = 1 - s * (x * x + z * z), r[5] = s * (y * z - w * x);
     r[6] = s * (x * z - w * y), r[7] = s * (y * z + w * x), r[8] = 1 - s * (x * x + y * y);
 }
-
-typedef double v4 __attribute__((vector_size(32), aligned(8)));
-typedef int64_t l4 __attribute__((vector_size(32), aligned(8)));
 
 /* Sums over pairs (a, b), from which the best motion follows. */
 struct moments {

@@ -43,7 +43,7 @@ lint: hdr-check
 # Every header compiles alone, as C11.
 hdr-check:
 	@for h in $(wildcard lib/*.h model/*.h shim/*.h); do \
-	  echo "#include \"$$h\"" | $(CC) $(CPPFLAGS) -std=c11 -Wall -Wextra -fsyntax-only -x c - || exit 1; done
+	  echo "#include \"$$h\"" | $(CC) $(ARCH) $(CPPFLAGS) -std=c11 -Wall -Wextra -fsyntax-only -x c - || exit 1; done
 	@echo 'headers compile alone'
 
 clean:

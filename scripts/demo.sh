@@ -44,7 +44,7 @@ evaluate models/demo "demo base model"
 evaluate $adapter "demo base model + adapter"
 
 step "4/4  One sentence of our own"
-tool generate --model models/demo --adapter $adapter --caption "A round flange with six bolt holes." --out runs/demo-part -q
+"$b/generate" --db "$db" --model models/demo --adapter $adapter --caption "A round flange with six bolt holes." --out runs/demo-part -q
 
 step "Result, after $(took "$start")"
 "$b/report" --db "$db" --format html --out "$report"

@@ -191,25 +191,15 @@ static const char *const binding[] = {"method", "lora.r", "lora.alpha", "lora.rs
 static const char *const told[] = {"seed",  "lr",    "schedule", "warmup-steps",  "warmup-ratio", "weight-decay", "beta1",
                                    "beta2", "eps",   "max-grad-norm", "precision", "dtype"};
 
-/* "1e-3", or of a list "q_proj v_proj"; the caller frees. */
+/* A setting's value; the caller frees. */
 static char *setting(const char *name)
 {
     struct buf b = BUF_INIT;
-    for (const struct opt *o = options; o->name; o++) {
-        const struct opt_list *l = o->value;
-        struct opt one[2] = {*o, {0}};
-        if (strcmp(o->name, name))
-            continue;
-        for (size_t i = 0; o->type == OPT_LIST && i < l->n; i++)
-            buf_printf(&b, "%s%s", i ? " " : "", l->v[i]);
-        if (o->type != OPT_LIST)
-            opt_dump(one, false, &b);
-    }
-    const char *value = b.n ? strstr(b.s, " = ") : NULL;
-    value = value ? value + 3 + (value[3] == '"') : b.n ? b.s : "";
-    char *s = xasprintf("%.*s", (int)strcspn(value, "\"\n"), value);
-    buf_release(&b);
-    return s;
+    const struct opt *o = options;
+    while (strcmp(o->name, name))
+        o++;
+    opt_value(o, &b);
+    return buf_detach(&b);
 }
 
 static void write_settings(struct jw *j, const char *const *names, size_t n)
